@@ -1,0 +1,367 @@
+"""What can go wrong, by name.
+
+Every error carries a stable code and says what failed, which value, what was expected and what to do next; CLI,
+Python and HTTP print the same parts. A class is named for what happened. Nothing here imports anything of ours.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+
+class MeshError(Exception):
+    """Base of every error of ours. `exit_code` is what the command line returns for it."""
+
+    code: ClassVar[str] = "E_INTERNAL"
+    exit_code: ClassVar[int] = 1
+    expected: str = "see the documentation of this code"
+    next: str = "agentmesh doctor"
+
+    def __init__(
+        self, what: str, *, value: object = None, expected: str | None = None, next: str | None = None  # noqa: A002
+    ) -> None:
+        super().__init__(what)
+        self.what = what
+        self.value = None if value is None else _shown(value)
+        self.expected = expected or type(self).expected
+        self.next = next or type(self).next
+
+    def parts(self) -> dict[str, Any]:
+        """Code, what, value, expected, next: the shape every door prints."""
+        return {
+            "code": self.code,
+            "what": self.what,
+            "value": self.value,
+            "expected": self.expected,
+            "next": self.next,
+        }
+
+    def __str__(self) -> str:
+        value = "" if self.value is None else f" (got {self.value})"
+        return f"{self.code}  {self.what}{value}; expected {self.expected}. Next: {self.next}"
+
+
+def _shown(value: object, limit: int = 200) -> str:
+    """At most `limit` characters, control characters visibly escaped."""
+    text = value if isinstance(value, str) else repr(value)
+    text = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text[: limit + 1])
+    return text if len(text) <= limit else text[:limit] + "…"
+
+
+# --- what a tool author raises -----------------------------------------------------------------------------------
+
+
+class Permanent(Exception):
+    """Raised by a tool: doing this again will not help. The call is not retried."""
+
+
+class Retry(Exception):
+    """Raised by a tool: try again, no sooner than `after` seconds (None: the usual back-off)."""
+
+    def __init__(self, message: str = "", *, after: float | None = None) -> None:
+        super().__init__(message or "the tool asked for a retry")
+        self.after = after
+
+
+# --- usage and configuration (exit 2) -----------------------------------------------------------------------------
+
+
+class BadSettings(MeshError):
+    code = "E_SETTINGS"
+    exit_code = 2
+    expected = "the settings listed by 'agentmesh config show'"
+    next = "agentmesh config show --origin"
+
+
+class BadAgentFile(MeshError):
+    code = "E_AGENT_FILE"
+    exit_code = 2
+    expected = "an agent file as config/agents/ shows"
+    next = "agentmesh agents list"
+
+
+class BadRule(MeshError):
+    code = "E_RULE"
+    exit_code = 2
+    expected = "a CEL expression of at most 2 KiB, depth 32, one macro level"
+    next = "agentmesh agents list"
+
+
+class BadTool(MeshError):
+    code = "E_TOOL_DECLARATION"
+    exit_code = 2
+    expected = "a function whose parameters have type hints"
+    next = "agentmesh tools list"
+
+
+class NoSigningKey(MeshError):
+    code = "E_NO_SIGNING_KEY"
+    exit_code = 2
+    expected = "a private Ed25519 key file named by the settings (keys.private)"
+    next = "agentmesh keys new"
+
+
+class PluginRefused(MeshError):
+    code = "E_PLUGIN"
+    exit_code = 2
+    expected = "an installed distribution listed as 'name==version' in settings (plugins)"
+    next = "agentmesh config show"
+
+
+class Mistake(MeshError):
+    """A wrong argument to one of our functions."""
+
+    code = "E_USAGE"
+    exit_code = 2
+    next = "agentmesh --help"
+
+
+# --- bad input (refused before anything is written) -----------------------------------------------------------------
+
+
+class BadJson(MeshError):
+    code = "E_JSON"
+    exit_code = 2
+    expected = "strict JSON: UTF-8, no NaN or infinity, no duplicate keys, depth <= 64, integers <= 20 digits"
+    next = "agentmesh submit --dry-run"
+
+
+class BadPayload(MeshError):
+    code = "E_PAYLOAD"
+    exit_code = 2
+    expected = "a JSON object"
+    next = "agentmesh submit --dry-run"
+
+
+class PayloadTooLarge(MeshError):
+    code = "E_PAYLOAD_TOO_LARGE"
+    exit_code = 2
+    expected = "at most 16 MiB of JSON"
+    next = "agentmesh submit --dry-run"
+
+
+class BadName(MeshError):
+    code = "E_NAME"
+    exit_code = 2
+    expected = "1 to 64 of a-z 0-9 _ -, beginning with a letter"
+    next = "agentmesh agents list"
+
+
+class BadPermission(MeshError):
+    code = "E_PERMISSION_GRAMMAR"
+    exit_code = 2
+    expected = "object:verb of a-z 0-9 _ . - (a wildcard '*' only as the last part of a grant)"
+    next = "agentmesh tools list"
+
+
+class BadPolicy(MeshError):
+    code = "E_POLICY"
+    exit_code = 2
+    expected = "the policy fields of config/policies/"
+    next = "agentmesh submit --dry-run"
+
+
+class UnknownAgent(MeshError):
+    code = "E_AGENT_UNKNOWN"
+    exit_code = 3
+    expected = "an agent that a worker has announced"
+    next = "agentmesh agents list"
+
+
+class UnknownIntent(MeshError):
+    code = "E_INTENT_UNKNOWN"
+    exit_code = 3
+    expected = "an intent the agent declares"
+    next = "agentmesh agents show"
+
+
+class UnknownTool(MeshError):
+    code = "E_TOOL_UNKNOWN"
+    exit_code = 3
+    expected = "a registered tool"
+    next = "agentmesh tools list"
+
+
+class UnknownTrace(MeshError):
+    code = "E_TRACE_UNKNOWN"
+    exit_code = 3
+    expected = "the id of a trace, or a unique prefix of one"
+    next = "agentmesh trace list"
+
+
+class Ambiguous(MeshError):
+    code = "E_AMBIGUOUS"
+    exit_code = 2
+    expected = "a prefix that only one trace has"
+    next = "agentmesh trace list"
+
+
+# --- refused (exit 4) ---------------------------------------------------------------------------------------------
+
+
+class Forbidden(MeshError):
+    code = "E_FORBIDDEN"
+    exit_code = 4
+    expected = "a permission the trace was granted"
+    next = "agentmesh trace show"
+
+
+class KeyConflict(MeshError):
+    code = "E_IDEMPOTENCY_CONFLICT"
+    exit_code = 4
+    expected = "the payload that the key was first used with"
+    next = "agentmesh trace show"
+
+
+class KeyContended(MeshError):
+    code = "E_IDEMPOTENCY_CONTENDED"
+    exit_code = 4
+    expected = "a transaction at read committed, or a key nobody else is using"
+    next = "agentmesh submit --key"
+
+
+class EnvelopeRefused(MeshError):
+    """An envelope that is not believed. `reason` is for counters and audit; the message never tells which."""
+
+    code = "E_ENVELOPE"
+    exit_code = 4
+    expected = "a compact Ed25519 JWS of a known key, for this queue, not expired"
+    next = "agentmesh keys list"
+
+    def __init__(self, reason: str) -> None:
+        super().__init__("the envelope was refused")
+        self.reason = reason
+
+
+class Unsafe(MeshError):
+    code = "E_UNSAFE"
+    exit_code = 4
+    expected = "a loopback address, or authentication"
+    next = "agentmesh doctor"
+
+
+# --- services (exit 5) --------------------------------------------------------------------------------------------
+
+
+class DatabaseUnreachable(MeshError):
+    code = "E_DATABASE"
+    exit_code = 5
+    expected = "a PostgreSQL >= 15 that answers"
+    next = "agentmesh doctor"
+
+
+class DatabaseNotMigrated(MeshError):
+    code = "E_SCHEMA"
+    exit_code = 5
+    expected = "the schema of this release"
+    next = "agentmesh db upgrade"
+
+
+class BrokerUnreachable(MeshError):
+    code = "E_BROKER"
+    exit_code = 5
+    expected = "a broker that answers"
+    next = "agentmesh doctor"
+
+
+class PoolTimeout(MeshError):
+    code = "E_POOL_TIMEOUT"
+    exit_code = 5
+    expected = "a free database connection"
+    next = "agentmesh doctor"
+
+
+class OutcomeUnknown(MeshError):
+    """A commit whose answer was lost and that could not be settled yet. Submit again with the same key."""
+
+    code = "E_COMMIT_UNKNOWN"
+    exit_code = 5
+    expected = "an answer to COMMIT"
+    next = "agentmesh trace show"
+
+
+# --- integrity and time (exit 6, 7) -------------------------------------------------------------------------------
+
+
+class SchemaDrift(MeshError):
+    code = "E_DRIFT"
+    exit_code = 6
+    expected = "the declared schema"
+    next = "agentmesh db check"
+
+
+class InvariantBroken(MeshError):
+    code = "E_INVARIANT"
+    exit_code = 6
+    expected = "no rows"
+    next = "agentmesh doctor --deep"
+
+
+class StillWorking(MeshError):
+    code = "E_STILL_WORKING"
+    exit_code = 7
+    expected = "an end within the time given"
+    next = "agentmesh trace show"
+
+
+# --- how a call, a reasoner or a trace fails (recorded with the row, seldom raised to a person) -----------------------
+
+
+class TraceFailed(MeshError):
+    code = "E_TRACE_FAILED"
+    expected = "a trace that ends done"
+    next = "agentmesh trace show"
+
+
+class BadArguments(MeshError):
+    code = "E_ARGUMENTS"
+    expected = "the tool's argument schema"
+    next = "agentmesh tools show"
+
+
+class BadResult(MeshError):
+    code = "E_RESULT"
+    expected = "what the tool's return annotation allows"
+    next = "agentmesh tools show"
+
+
+class BadAction(MeshError):
+    code = "E_ACTION"
+    expected = '{"answer": …} or {"tools": [...], "strategy", "require"}'
+    next = "agentmesh trace show"
+
+
+class TimedOut(MeshError):
+    code = "E_TIMEOUT"
+    expected = "an end before the deadline"
+    next = "agentmesh trace show"
+
+
+class ReasonerFailed(MeshError):
+    code = "E_REASONER"
+    expected = "an action"
+    next = "agentmesh trace show"
+
+
+class CallbackFailed(MeshError):
+    code = "E_CALLBACK"
+    expected = "a verdict"
+    next = "agentmesh trace show"
+
+
+class StepLimit(MeshError):
+    code = "E_STEP_LIMIT"
+    expected = "an end within max_steps"
+    next = "agentmesh trace show"
+
+
+class DelegationTooDeep(MeshError):
+    code = "E_DEPTH"
+    expected = "at most 16 hops of delegation"
+    next = "agentmesh trace show"
+
+
+class ToolCommitted(MeshError):
+    code = "E_TOOL_COMMITTED"
+    expected = "a transactional tool that leaves COMMIT and ROLLBACK to the engine"
+    next = "agentmesh tools show"

@@ -1,0 +1,265 @@
+"""Connections to PostgreSQL: one pool a process, short transactions, a deadline of ours on every round trip.
+
+SQLAlchemy owns engine and pool; the transitions run as prepared SQL on its driver connection. Connections are in
+autocommit, so one statement is one round trip and one commit. Time limits stand on the database role (migrate puts
+them there); a new connection asserts them, and that the server takes writes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import threading
+import time
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple, TypeVar
+
+import psycopg
+import sqlalchemy as sa
+from psycopg.rows import dict_row
+from psycopg.types.json import set_json_dumps
+from sqlalchemy import event
+from sqlalchemy.exc import TimeoutError as PoolExhausted
+from sqlalchemy.pool import NullPool
+
+from agentmesh.errors import DatabaseNotMigrated, DatabaseUnreachable, PoolTimeout
+from agentmesh.infrastructure import jsontext
+
+Row = dict[str, Any]
+T = TypeVar("T")
+
+ROLE_SETTINGS = {
+    "statement_timeout": "8s",
+    "lock_timeout": "3s",
+    "idle_in_transaction_session_timeout": "5s",
+    "default_transaction_isolation": "read committed",
+    "synchronous_commit": "on",
+}
+"""What migrate puts on our database role, and every new connection asserts."""
+
+
+class _Watchdog:
+    """Shuts the socket of a round trip that is overdue: keepalives and server time limits do not see a silent hole."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._pending: dict[int, tuple[float, int]] = {}
+        self._thread: threading.Thread | None = None
+        self._wake = threading.Event()
+
+    def enter(self, fd: int, seconds: float) -> int:
+        key = threading.get_ident()
+        with self._lock:
+            self._pending[key] = (time.monotonic() + seconds, fd)
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._loop, name="database-deadlines", daemon=True)
+                self._thread.start()
+        return key
+
+    def leave(self, key: int) -> None:
+        with self._lock:
+            self._pending.pop(key, None)
+
+    def _loop(self) -> None:
+        while not self._wake.wait(0.25):
+            now = time.monotonic()
+            with self._lock:
+                overdue = [(key, fd) for key, (at, fd) in self._pending.items() if at < now]
+                for key, fd in overdue:
+                    del self._pending[key]
+                    _shut(fd)
+
+
+def _shut(fd: int) -> None:
+    with contextlib.suppress(OSError), socket.socket(fileno=os.dup(fd)) as twin:
+        twin.shutdown(socket.SHUT_RDWR)
+
+
+_watchdog = _Watchdog()
+os.register_at_fork(after_in_child=_watchdog.__init__)
+
+
+class Connection(psycopg.Connection[Any]):
+    """A psycopg connection whose every round trip ends within `deadline_s`."""
+
+    deadline_s: float = 10.0
+
+    def wait(self, gen: Generator[Any, Any, T], interval: float = 0.1) -> T:
+        if self.pgconn.status != psycopg.pq.ConnStatus.OK:
+            return super().wait(gen, interval)
+        key = _watchdog.enter(self.pgconn.socket, self.deadline_s)
+        try:
+            return super().wait(gen, interval)
+        finally:
+            _watchdog.leave(key)
+
+
+class Server(NamedTuple):
+    """Which server this is: a rescuer's own silence counts only on the same one."""
+
+    started_at: str
+    timeline: int
+
+
+def driver_options(url: str) -> tuple[sa.URL, dict[str, Any]]:
+    made = sa.make_url(url)
+    if made.drivername in {"postgresql", "postgres"}:
+        made = made.set(drivername="postgresql+psycopg")
+    return made, {"connect_timeout": 5, "prepare_threshold": 1, "application_name": "agentmesh"}
+
+
+class Tx:
+    """One open transaction (or one autocommit statement): SQL in, rows out, named parameters."""
+
+    __slots__ = ("connection",)
+
+    def __init__(self, connection: psycopg.Connection[Any]) -> None:
+        self.connection = connection
+
+    def all(self, sql: str, params: Mapping[str, Any] | None = None) -> list[Row]:
+        with self.connection.cursor(row_factory=dict_row) as cursor:
+            cursor.execute(sql, params)  # type: ignore[arg-type]
+            return cursor.fetchall() if cursor.description else []
+
+    def one(self, sql: str, params: Mapping[str, Any] | None = None) -> Row | None:
+        rows = self.all(sql, params)
+        return rows[0] if rows else None
+
+    def count(self, sql: str, params: Mapping[str, Any] | None = None) -> int:
+        with self.connection.cursor() as cursor:
+            cursor.execute(sql, params)  # type: ignore[arg-type]
+            return cursor.rowcount
+
+
+def jsonb(value: object) -> str | None:
+    """`value` as the text of a jsonb parameter; None stays SQL NULL."""
+    return None if value is None else jsontext.dumps(value, what="a value")
+
+
+class Database:
+    """The pool of one process. `begin()` for a transaction, `once` for a single statement that is its own."""
+
+    def __init__(
+        self, url: str, *, pool_size: int = 5, max_overflow: int = 5, pool_timeout_s: float = 5.0,
+        deadline_s: float = 10.0, check_role: bool = True,
+    ) -> None:  # fmt: skip
+        self.url = url
+        self._deadline_s = deadline_s
+        self._check_role = check_role
+        made, options = driver_options(url)
+        self.engine = sa.create_engine(
+            made,
+            isolation_level="AUTOCOMMIT",
+            pool_size=pool_size,
+            max_overflow=max_overflow,
+            pool_timeout=pool_timeout_s,
+            pool_use_lifo=True,
+            connect_args=options,
+            json_serializer=lambda value: jsontext.dumps(value, what="a value"),
+        )
+        event.listen(self.engine, "do_connect", self._connect)
+        event.listen(self.engine, "connect", self._greet)
+
+    def _connect(self, _dialect: object, _record: object, args: list[Any], options: dict[str, Any]) -> Connection:
+        connection = Connection.connect(*args, **options)
+        connection.deadline_s = self._deadline_s
+        return connection
+
+    def _greet(self, connection: Connection, _record: object) -> None:
+        set_json_dumps(lambda value: jsontext.dumps(value, what="a value"), connection)
+        connection.autocommit = True
+        if self._check_role:
+            _assert_role(connection)
+
+    @contextlib.contextmanager
+    def checkout(self) -> Iterator[Tx]:
+        """A connection in autocommit: every statement commits by itself."""
+        try:
+            pooled = self.engine.raw_connection()
+        except PoolExhausted as exc:
+            raise PoolTimeout("no database connection became free in time") from exc
+        except sa.exc.OperationalError as exc:
+            raise unreachable(self.url, exc) from exc
+        try:
+            driver = pooled.driver_connection
+            if driver is None:
+                raise DatabaseUnreachable("the pool gave no connection")
+            yield Tx(driver)
+        except (psycopg.OperationalError, psycopg.InterfaceError):
+            pooled.invalidate()
+            raise
+        finally:
+            pooled.close()
+
+    @contextlib.contextmanager
+    def begin(self) -> Iterator[Tx]:
+        """One transaction: committed at the end of the block, rolled back when it raises."""
+        with self.checkout() as tx, tx.connection.transaction():
+            yield tx
+
+    def once(self, sql: str, params: Mapping[str, Any] | None = None) -> list[Row]:
+        """One statement in a transaction of its own."""
+        with self.checkout() as tx:
+            return tx.all(sql, params)
+
+    def alone(self, *, deadline_s: float) -> Database:
+        """A second handle with one connection of its own (beats, leadership), never starved by the pool."""
+        other = Database(
+            self.url, pool_size=1, max_overflow=0, pool_timeout_s=deadline_s, deadline_s=deadline_s,
+            check_role=self._check_role,
+        )  # fmt: skip
+        return other
+
+    def after_fork(self) -> None:
+        """Forget the parent's connections without closing them."""
+        self.engine.dispose(close=False)
+
+    def close(self) -> None:
+        self.engine.dispose()
+
+    def server(self) -> Server:
+        row = self.once(
+            "SELECT pg_postmaster_start_time()::text AS started_at, timeline_id AS timeline FROM pg_control_checkpoint()"
+        )[0]
+        return Server(row["started_at"], row["timeline"])
+
+
+def unreachable(url: str, exc: BaseException) -> DatabaseUnreachable:
+    cause = getattr(exc, "orig", None) or exc
+    line = str(cause).strip().splitlines()[0] if str(cause).strip() else type(cause).__name__
+    return DatabaseUnreachable(f"the database does not answer: {line}", value=sa.make_url(url).render_as_string())
+
+
+def _assert_role(connection: Connection) -> None:
+    """Raise DatabaseNotMigrated unless this session is writable and has the limits migrate put on its role."""
+    names: Sequence[str] = list(ROLE_SETTINGS)
+    with connection.cursor() as cursor:
+        columns = ", ".join(f"current_setting('{name}')" for name in names)
+        cursor.execute(f"SELECT pg_is_in_recovery(), {columns}")  # type: ignore[arg-type]  # noqa: S608 - our names
+        row = cursor.fetchone()
+    if row is None or row[0]:
+        raise DatabaseUnreachable("this PostgreSQL is a standby and takes no writes", expected="the primary")
+    for name, seen in zip(names, row[1:], strict=True):
+        if seen != ROLE_SETTINGS[name]:
+            raise DatabaseNotMigrated(
+                f"the database role lacks our setting {name}", value=seen, expected=ROLE_SETTINGS[name]
+            )
+
+
+def retry_transient(run: Callable[[], T], *, tries: int = 4) -> T:
+    """`run()` again, as a whole, after a deadlock, a serialization failure or a lock time-out; jitter between tries."""
+    for n in range(1, tries + 1):
+        try:
+            return run()
+        except (psycopg.errors.DeadlockDetected, psycopg.errors.SerializationFailure, psycopg.errors.LockNotAvailable):
+            if n == tries:
+                raise
+            threading.Event().wait(int.from_bytes(os.urandom(1), "big") / 255 * 0.05 * 2**n)
+    raise AssertionError("unreachable")
+
+
+def bare_engine(url: str) -> sa.Engine:
+    """An engine without pool, checks or autocommit: for migrations, before the role has its settings."""
+    made, options = driver_options(url)
+    return sa.create_engine(made, poolclass=NullPool, connect_args=options)

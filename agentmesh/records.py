@@ -1,0 +1,221 @@
+"""Nouns that three or more rooms share: ids, names, permissions, policies, and the small values that travel.
+
+Records at the borders are frozen, strict pydantic models; values inside are frozen dataclasses. Nothing here knows a
+row, a queue or a clock, except `new_id`, which reads the wall clock only to order ids.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import threading
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal
+from uuid import UUID
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+
+from agentmesh.errors import BadName, BadPermission
+
+Json = Any
+"""What strict JSON can say: None, bool, int, float, str, list and dict with str keys."""
+
+NAME = re.compile(r"[a-z][a-z0-9_-]{0,63}\Z")
+PERMISSION = re.compile(r"[a-z0-9_.-]+(:[a-z0-9_.-]+)+\Z")
+GRANT = re.compile(r"(?:[a-z0-9_.-]+:)*(?:\*|[a-z0-9_.-]+)\Z")
+MAX_PERMISSIONS = 64
+MAX_PERMISSION_CHARS = 128
+
+Name = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_-]{0,63}$")]
+ContextId = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.:@+-]{0,127}$")]
+Effect = Literal["repeatable", "keyed", "once"]
+Strategy = Literal["serial", "parallel", "fallback", "mixed"]
+
+
+class Record(BaseModel):
+    """A value that crosses a border: frozen, strict, unknown fields refused. Read JSON with `model_validate_json`."""
+
+    model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
+
+
+class _Ids:
+    """UUIDv7 (RFC 9562, method 1: a counter in rand_a), ascending within a process, safe after fork."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._last = 0
+
+    def new(self) -> UUID:
+        with self._lock:
+            tick = (time.time_ns() // 1_000_000) << 12  # 48 bits of milliseconds, 12 of counter
+            self._last = tick if tick > self._last else self._last + 1
+            tick = self._last
+        tail = int.from_bytes(os.urandom(8), "big") & ((1 << 62) - 1)
+        return UUID(int=(tick >> 12) << 80 | 0x7 << 76 | (tick & 0xFFF) << 64 | 0b10 << 62 | tail)
+
+
+_ids = _Ids()
+os.register_at_fork(after_in_child=_ids.__init__)
+
+
+def new_id() -> UUID:
+    """A UUIDv7 that is greater than every one this process made before."""
+    return _ids.new()
+
+
+def check_name(name: object, what: str) -> str:
+    """The name itself. Raises BadName unless it fits the grammar of agents, tools and groups."""
+    if not isinstance(name, str) or not NAME.match(name):
+        raise BadName(f"{what} has a name that is not allowed", value=name)
+    return name
+
+
+def check_permissions(permissions: Iterable[object], *, wildcards: bool = False) -> tuple[str, ...]:
+    """Sorted, without doubles. Raises BadPermission; `wildcards` is for grants only."""
+    listed = list(permissions)
+    if len(listed) > MAX_PERMISSIONS:
+        raise BadPermission("too many permissions", value=len(listed), expected=f"at most {MAX_PERMISSIONS}")
+    grammar = GRANT if wildcards else PERMISSION
+    for one in listed:
+        if not isinstance(one, str) or len(one) > MAX_PERMISSION_CHARS or not grammar.match(one):
+            raise BadPermission("a permission is not well formed", value=one)
+    return tuple(sorted({str(one) for one in listed}))
+
+
+def grants_cover(grants: Iterable[str], permission: str) -> bool:
+    """Whether one of `grants` (whose last part may be '*') allows `permission`."""
+    for grant in grants:
+        if grant in {permission, "*"}:
+            return True
+        if grant.endswith(":*") and permission.startswith(grant[:-1]):
+            return True
+    return False
+
+
+def expand_grants(grants: Iterable[str], known: Iterable[str]) -> tuple[str, ...]:
+    """The permissions among `known` that `grants` allow, sorted; wildcards end here."""
+    held = tuple(grants)
+    return tuple(sorted({one for one in known if grants_cover(held, one)}))
+
+
+class Backoff(Record):
+    """Full-jitter exponential back-off: uniform in 0 … min(cap_s, base_s * 2 ** (n - 1)) before attempt n + 1."""
+
+    base_s: Annotated[float, Field(ge=0, le=3600)] = 1.0
+    cap_s: Annotated[float, Field(ge=0, le=86400)] = 300.0
+
+
+class Policy(Record):
+    """How a trace is worked. Rising order: defaults, the agent's file, the plan, the intent; the result is recorded."""
+
+    write_memory: bool = True
+    record_trace: bool = True
+    trigger_next_action: bool = False
+    max_steps: Annotated[int, Field(ge=1, le=10_000)] = 100
+    reasoner_timeout_s: Annotated[float, Field(gt=0, le=86_400)] = 120.0
+    reasoner_attempts: Annotated[int, Field(ge=1, le=100)] = 3
+    callback_timeout_s: Annotated[float, Field(gt=0, le=3_600)] = 30.0
+    callback_attempts: Annotated[int, Field(ge=1, le=100)] = 3
+    tool_timeout_s: Annotated[float, Field(gt=0, le=86_400)] | None = None
+    tool_attempts: Annotated[int, Field(ge=1, le=100)] | None = None
+    backoff: Backoff = Backoff()
+    callbacks: tuple[Name, ...] = ()
+    on_fail: Literal["callback", "fail"] = "callback"
+    on_callback_fail: Literal["fail", "finish"] = "fail"
+
+
+class PolicyPatch(Record):
+    """A partial policy: only the fields that are set override what stands below."""
+
+    write_memory: bool | None = None
+    record_trace: bool | None = None
+    trigger_next_action: bool | None = None
+    max_steps: Annotated[int, Field(ge=1, le=10_000)] | None = None
+    reasoner_timeout_s: Annotated[float, Field(gt=0, le=86_400)] | None = None
+    reasoner_attempts: Annotated[int, Field(ge=1, le=100)] | None = None
+    callback_timeout_s: Annotated[float, Field(gt=0, le=3_600)] | None = None
+    callback_attempts: Annotated[int, Field(ge=1, le=100)] | None = None
+    tool_timeout_s: Annotated[float, Field(gt=0, le=86_400)] | None = None
+    tool_attempts: Annotated[int, Field(ge=1, le=100)] | None = None
+    backoff: Backoff | None = None
+    callbacks: tuple[Name, ...] | None = None
+    on_fail: Literal["callback", "fail"] | None = None
+    on_callback_fail: Literal["fail", "finish"] | None = None
+
+
+class ToolUse(Record):
+    """One tool an action names: its arguments, and the name its result goes by (None: the tool's own)."""
+
+    tool: Name
+    args: dict[str, Json] = {}
+    as_: Annotated[Name | None, Field(alias="as")] = None
+
+    @property
+    def label(self) -> str:
+        return self.as_ or self.tool
+
+
+class Action(Record):
+    """What a reasoner decided: an answer, or tools and how to run them. `slots` are lists only when mixed."""
+
+    answer: Json = None
+    slots: tuple[tuple[ToolUse, ...], ...] = ()
+    strategy: Strategy = "serial"
+    require: Literal["all", "any"] | Annotated[int, Field(ge=1, le=10_000)] = "all"
+    candidates: tuple[str, ...] = ()
+    propensity: float | None = None
+    policy_version: str | None = None
+
+
+class Verdict(Record):
+    """What a callback decides about the trace."""
+
+    kind: Literal["continue", "finish", "abort", "delegate"]
+    result: Json = None
+    reason: str | None = None
+    to: Name | None = None
+    intent: str | None = None
+    payload: dict[str, Json] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Ring:
+    """A doorbell: look at this row. `kind` is trace, step or call; `queue` and `task` say where."""
+
+    kind: Literal["trace", "step", "call"]
+    id: UUID
+    epoch: int
+    queue: str
+    task: str
+    trace_id: UUID
+    priority: int = 5
+    envelope: str | None = None  # the signed envelope: only the first ring of a trace carries it
+    body: Ring | None = None  # a call's: where to ring when its step joins
+
+    @property
+    def task_id(self) -> str:
+        return f"{self.id}.{self.epoch}"
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """Why something failed, as it is recorded: a stable code and one line for people."""
+
+    code: str
+    message: str
+    permanent: bool = False
+    after_s: float | None = None
+    detail: dict[str, Json] = field(default_factory=dict)
+
+    def as_json(self) -> dict[str, Json]:
+        return {"code": self.code, "message": self.message[:2000], **self.detail}
+
+
+def agent_queue(name: str) -> str:
+    return f"agent.{name}"
+
+
+def tool_queue(group: str) -> str:
+    return "tools" if group == "tools" else f"tools.{group}"
