@@ -126,6 +126,13 @@ class BadJson(MeshError):
     next = "agentmesh submit --dry-run"
 
 
+class BadYaml(MeshError):
+    code = "E_YAML"
+    exit_code = 2
+    expected = "one YAML 1.2 document without anchors, aliases, merge keys and tags, at most 256 KiB"
+    next = "agentmesh config show"
+
+
 class BadPayload(MeshError):
     code = "E_PAYLOAD"
     exit_code = 2
@@ -247,6 +254,15 @@ class DatabaseUnreachable(MeshError):
     code = "E_DATABASE"
     exit_code = 5
     expected = "a PostgreSQL >= 15 that answers"
+    next = "agentmesh doctor"
+
+
+class NoPostgres(MeshError):
+    """The embedded PostgreSQL cannot be found, started or stopped."""
+
+    code = "E_POSTGRES"
+    exit_code = 5
+    expected = "PostgreSQL >= 15 that this user can start (pip install 'agentmesh[embedded]'), or a database URL"
     next = "agentmesh doctor"
 
 
