@@ -179,17 +179,16 @@ class Database:
             pooled = self.engine.raw_connection()
         except PoolExhausted as exc:
             raise PoolTimeout("no database connection became free in time") from exc
-        except sa.exc.OperationalError as exc:
+        except (sa.exc.OperationalError, psycopg.OperationalError) as exc:
             raise unreachable(self.url, exc) from exc
+        driver = pooled.driver_connection
         try:
-            driver = pooled.driver_connection
             if driver is None:
                 raise DatabaseUnreachable("the pool gave no connection")
             yield Tx(driver)
-        except (psycopg.OperationalError, psycopg.InterfaceError):
-            pooled.invalidate()
-            raise
         finally:
+            if driver is not None and driver.closed:
+                pooled.invalidate()
             pooled.close()
 
     @contextlib.contextmanager

@@ -117,6 +117,7 @@ traces = sa.Table(
     _uuid("worker_id"),
     _int("child", None, null=True),
     _uuid("claim_id"),
+    _uuid("commit_id"),
     _time("created_at", now=True),
     _time("started_at"),
     _time("ended_at"),

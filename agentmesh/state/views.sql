@@ -7,13 +7,12 @@ CREATE VIEW inv.traces AS SELECT id::text, tenant_id, context_id, parent_id::tex
   permissions, created_at, rung_at, wake_at, waits_for, paused_at, budget_limit, budget_spent, budget_held
   FROM mesh.traces;
 
+CREATE VIEW inv.contexts AS SELECT id, tenant_id FROM mesh.contexts;
+
 CREATE VIEW inv.steps AS SELECT s.id::text, s.tenant_id, s.trace_id::text, s.after_step_id::text, s.node, s.iteration,
   s.kind, s.status, s.require, s.pending, s.callbacks, s.epoch, NULL::text AS worker_id, s.created_at, s.rung_at,
   s.wake_at, t.paused_at
-  FROM mesh.steps s JOIN mesh.traces t ON t.id = s.trace_id AND t.tenant_id = s.tenant_id
-  UNION ALL SELECT s.id::text, s.tenant_id, s.trace_id::text, s.after_step_id::text, s.node, s.iteration,
-  s.kind, s.status, s.require, s.pending, s.callbacks, s.epoch, NULL::text, s.created_at, s.rung_at, s.wake_at, NULL
-  FROM mesh.steps s WHERE NOT EXISTS (SELECT 1 FROM mesh.traces t WHERE t.id = s.trace_id AND t.tenant_id = s.tenant_id);
+  FROM mesh.steps s LEFT JOIN mesh.traces t ON t.id = s.trace_id AND t.tenant_id = s.tenant_id;
 
 CREATE VIEW inv.calls AS SELECT c.id::text, c.tenant_id, c.trace_id::text, c.step_id::text, c.slot, c.tool, c.needs,
   c.effect, c.status, c.epoch, c.worker_id::text, c.max_attempts, c.created_at, c.rung_at, c.wake_at, t.paused_at

@@ -1,0 +1,234 @@
+"""Every change of a call that is not its holder's inline work: claim, settle, give back, and what that does to its step.
+
+These are leaves: they lock the call, the rest of its slot, then its step, and never touch the trace. `settle` records
+an outcome and counts the slot down in one statement; whoever makes the step joined gets the ring for it.
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+from typing import Any, Literal
+from uuid import UUID
+
+import psycopg
+
+from agentmesh.infrastructure.database import Database, Row, Tx, jsonb
+from agentmesh.records import Failure, Json, Ring
+from agentmesh.state.traces import Holder
+
+Outcome = Literal["won", "failed", "timeout", "lost", "released"]
+
+CLAIM = """
+WITH c AS (
+  UPDATE mesh.calls SET status = 'running', worker_id = %(worker)s, child = %(child)s, claim_id = %(attempt)s, n = n + 1,
+    deadline = mesh.mesh_now() + make_interval(secs => timeout_s), wake_at = NULL
+   WHERE id = %(call)s AND epoch = %(epoch)s AND status = 'ready' AND task = %(task)s
+     AND (wake_at IS NULL OR wake_at <= mesh.mesh_asof())
+  RETURNING *),
+ a AS (INSERT INTO mesh.attempts (id, tenant_id, trace_id, step_id, call_id, kind, n, epoch, worker_id, child, idem_key)
+   SELECT %(attempt)s, tenant_id, trace_id, step_id, id, 'tool', n, epoch, worker_id, child, idem_key FROM c)
+SELECT c.*, t.context_id, t.agent, t.intent, t.from_id, t.payload,
+  CASE WHEN c.idx > 0 THEN (SELECT jsonb_object_agg(p.label, p.result) FROM mesh.calls p
+    WHERE p.step_id = c.step_id AND p.tenant_id = c.tenant_id AND p.slot = c.slot AND p.idx < c.idx AND p.status = 'done')
+  END AS earlier
+ FROM c JOIN mesh.traces t ON t.id = c.trace_id AND t.tenant_id = c.tenant_id
+"""
+
+# Joined: enough wins, or no longer reachable. `fired` compares with the values before this slot was counted.
+SETTLE = """
+WITH c AS (
+  UPDATE mesh.calls SET
+    status = CASE WHEN %(outcome)s = 'won' THEN 'done'
+      WHEN %(outcome)s = 'released' OR %(outcome)s = 'lost' AND effect <> 'once' THEN 'ready'
+      WHEN %(outcome)s IN ('failed', 'timeout') AND %(again)s AND effect <> 'once' AND failures + 1 < max_attempts
+        THEN 'ready' ELSE 'failed' END,
+    result = %(result)s::jsonb,
+    error = CASE WHEN effect = 'once' AND %(outcome)s IN ('lost', 'timeout')
+      THEN jsonb_build_object('code', 'E_OUTCOME_UNKNOWN', 'message', 'this call may or may not have taken effect')
+      ELSE coalesce(%(error)s::jsonb, error) END,
+    failures = failures + (%(outcome)s IN ('failed', 'timeout'))::int, losses = losses + (%(outcome)s = 'lost')::int,
+    epoch = epoch + CASE WHEN %(outcome)s = 'released' OR %(outcome)s = 'lost' AND effect <> 'once'
+      OR %(outcome)s IN ('failed', 'timeout') AND %(again)s AND effect <> 'once' AND failures + 1 < max_attempts
+      THEN 1 ELSE 0 END,
+    worker_id = NULL, child = NULL, deadline = NULL, rings = 0,
+    wake_at = CASE WHEN %(outcome)s IN ('failed', 'timeout') AND %(again)s AND effect <> 'once'
+      AND failures + 1 < max_attempts THEN mesh.mesh_now() + make_interval(secs =>
+        coalesce(%(after)s::float8, least(backoff_cap_s, backoff_s * 2 ^ failures) * %(jitter)s)) END,
+    rung_at = CASE WHEN %(outcome)s IN ('lost', 'released') THEN mesh.mesh_now() END,
+    ended_at = CASE WHEN %(outcome)s = 'won' THEN mesh.mesh_now() END
+   WHERE id = %(call)s AND tenant_id = %(tenant)s AND epoch = %(epoch)s AND worker_id = %(worker)s AND status = 'running'
+     AND (NOT %(overdue)s OR deadline < mesh.mesh_asof())
+  RETURNING *, status <> 'ready' AND (CASE slot_mode WHEN 'all' THEN status = 'failed' ELSE status = 'done' END
+    OR idx = slot_size - 1 OR effect = 'once' AND %(outcome)s IN ('lost', 'timeout')) AS closes),
+ nx AS (UPDATE mesh.calls n SET status = 'ready', rung_at = mesh.mesh_now() FROM c
+   WHERE n.step_id = c.step_id AND n.tenant_id = c.tenant_id AND n.slot = c.slot AND n.idx = c.idx + 1
+     AND n.status = 'held' AND c.status <> 'ready' AND NOT c.closes
+   RETURNING n.id, n.epoch, n.queue, n.task, n.priority),
+ dr AS (UPDATE mesh.calls d SET status = 'cancelled', ended_at = mesh.mesh_now() FROM c
+   WHERE d.step_id = c.step_id AND d.tenant_id = c.tenant_id AND d.slot = c.slot AND d.idx > c.idx
+     AND d.status = 'held' AND c.closes RETURNING d.id),
+ a AS (UPDATE mesh.attempts a SET ended_at = mesh.mesh_now(), outcome = %(outcome)s, error = %(error)s::jsonb FROM c
+   WHERE a.call_id = c.id AND a.tenant_id = c.tenant_id AND a.n = c.n AND a.outcome IS NULL),
+ s AS (UPDATE mesh.steps s SET pending = s.pending - 1, wins = s.wins + (c.status = 'done')::int,
+    status = CASE WHEN s.wins + (c.status = 'done')::int >= s.need
+      OR s.wins + (c.status = 'done')::int + s.pending - 1 < s.need THEN 'joined' ELSE s.status END,
+    rung_at = CASE WHEN s.status = 'waiting' THEN mesh.mesh_now() ELSE s.rung_at END
+   FROM c, (SELECT count(*) FROM nx) after_next, (SELECT count(*) FROM dr) after_dropped
+   WHERE s.id = c.step_id AND s.tenant_id = c.tenant_id AND c.closes AND s.status IN ('waiting', 'joined') AND s.pending > 0
+   RETURNING s.id, s.epoch, s.queue, s.agent, s.priority, s.status = 'joined' AND NOT (
+      s.wins - (c.status = 'done')::int >= s.need OR s.wins - (c.status = 'done')::int + s.pending + 1 < s.need) AS fired)
+SELECT c.status, c.trace_id, c.id, c.epoch, c.queue, c.task, c.priority, c.wake_at IS NOT NULL AS later,
+  nx.id AS next_id, nx.epoch AS next_epoch, nx.queue AS next_queue, nx.task AS next_task, nx.priority AS next_priority,
+  s.id AS step_id, s.epoch AS step_epoch, s.queue AS step_queue, s.agent AS step_agent, s.priority AS step_priority,
+  coalesce(s.fired, false) AS fired
+ FROM c LEFT JOIN nx ON true LEFT JOIN s ON true
+"""
+
+STALE = """
+UPDATE mesh.attempts SET outcome = 'stale', ended_at = coalesce(ended_at, mesh.mesh_now())
+ WHERE id = %(attempt)s AND tenant_id = %(tenant)s AND (outcome IS NULL OR outcome IN ('lost', 'timeout'))
+"""
+
+CONTINUATION = 2
+"""How much higher than new work a continuation rings."""
+
+
+@dataclass(frozen=True, slots=True)
+class Claimed:
+    """A running call that is ours under (worker_id, epoch); `row` has its columns and its trace's context."""
+
+    row: Row
+    attempt_id: UUID
+    holder: Holder
+
+
+@dataclass(frozen=True, slots=True)
+class Settled:
+    """What a recorded outcome led to: the call's new status, and the doorbells to ring now that it is committed."""
+
+    status: str
+    joined: bool
+    rings: tuple[Ring, ...]
+
+
+def claim(db: Database, call_id: UUID, epoch: int, *, task: str, holder: Holder, attempt_id: UUID) -> Claimed | None:
+    """The call, running under `holder` with its attempt recorded; None when there is nothing to claim."""
+    rows = db.once(
+        CLAIM,
+        {
+            "call": call_id, "epoch": epoch, "task": task, "worker": holder.worker_id, "child": holder.child,
+            "attempt": attempt_id,
+        },
+    )  # fmt: skip
+    return Claimed(rows[0], attempt_id, holder) if rows else None
+
+
+def settle(
+    tx: Tx, call: Row, *, worker_id: UUID, outcome: Outcome, result: Json = None, failure: Failure | None = None,
+    overdue: bool = False,
+) -> Settled | None:  # fmt: skip
+    """Record how the running call ended and count its slot down; None when (worker_id, epoch) is no longer its holder.
+
+    `released` and `lost` make it ready again (a `once` call that was lost fails with E_OUTCOME_UNKNOWN); `failed` and
+    `timeout` retry while attempts are left and the failure is not permanent. `overdue` also asks that its deadline has
+    passed.
+    """
+    row = tx.one(
+        SETTLE,
+        {
+            "call": call["id"], "tenant": call["tenant_id"], "epoch": call["epoch"], "worker": worker_id,
+            "outcome": outcome, "result": jsonb(result), "error": jsonb(failure.as_json()) if failure else None,
+            "again": failure is None or not failure.permanent, "after": failure.after_s if failure else None,
+            "jitter": random.random(), "overdue": overdue,  # noqa: S311 - spreads retries, guards nothing
+        },
+    )  # fmt: skip
+    return None if row is None else Settled(row["status"], row["fired"], tuple(_rings(row)))
+
+
+def _rings(row: Row) -> list[Ring]:
+    trace = row["trace_id"]
+    rings = []
+    if row["status"] == "ready" and not row["later"]:
+        rings.append(Ring("call", row["id"], row["epoch"], row["queue"], row["task"], trace, _up(row["priority"])))
+    if row["next_id"] is not None:
+        rings.append(
+            Ring(
+                "call", row["next_id"], row["next_epoch"], row["next_queue"], row["next_task"], trace,
+                _up(row["next_priority"]),
+            )  # fmt: skip
+        )
+    if row["fired"]:
+        rings.append(step_ring(row, trace))
+    return rings
+
+
+def step_ring(row: Row, trace_id: UUID) -> Ring:
+    return Ring(
+        "step", row["step_id"], row["step_epoch"], row["step_queue"], f"agent.{row['step_agent']}", trace_id,
+        _up(row["step_priority"]),
+    )  # fmt: skip
+
+
+def _up(priority: int) -> int:
+    return min(9, priority + CONTINUATION)
+
+
+def mark_stale(db: Database, claimed: Claimed) -> None:
+    """Note that this attempt's answer came too late; what ended it before keeps its time."""
+    db.once(STALE, {"attempt": claimed.attempt_id, "tenant": claimed.row["tenant_id"]})
+
+
+class TaskManager:
+    """The life of tool calls in one process: claim, record, give back; every answer lost in COMMIT is settled here."""
+
+    def __init__(self, db: Database) -> None:
+        self._db = db
+
+    def claim(self, ring: Ring, *, holder: Holder, attempt_id: UUID) -> Claimed | None:
+        return claim(self._db, ring.id, ring.epoch, task=ring.task, holder=holder, attempt_id=attempt_id)
+
+    def record(
+        self, claimed: Claimed, outcome: Outcome, *, result: Json = None, failure: Failure | None = None
+    ) -> Settled | None:
+        """Record the outcome in a transaction of its own; None when it came too late, which is then noted."""
+        holder = claimed.holder.worker_id
+
+        def once() -> Settled | None:
+            with self._db.checkout() as tx:
+                return settle(tx, claimed.row, worker_id=holder, outcome=outcome, result=result, failure=failure)
+
+        try:
+            settled = once()
+        except (psycopg.OperationalError, psycopg.InterfaceError):
+            settled = once() or self._known(claimed)
+        if settled is None:
+            mark_stale(self._db, claimed)
+        return settled
+
+    def _known(self, claimed: Claimed) -> Settled | None:
+        """What the first write left, when repeating it changed nothing: our attempt's outcome tells that it landed."""
+        rows = self._db.once(
+            "SELECT c.status, c.trace_id, s.id AS step_id, s.epoch AS step_epoch, s.queue AS step_queue,"
+            " s.agent AS step_agent, s.priority AS step_priority, s.status = 'joined' AS fired"
+            " FROM mesh.attempts a JOIN mesh.calls c ON c.id = a.call_id AND c.tenant_id = a.tenant_id"
+            " JOIN mesh.steps s ON s.id = c.step_id AND s.tenant_id = c.tenant_id"
+            " WHERE a.id = %(attempt)s AND a.tenant_id = %(tenant)s AND a.outcome IN ('won', 'failed', 'timeout', 'released')",
+            {"attempt": claimed.attempt_id, "tenant": claimed.row["tenant_id"]},
+        )
+        if not rows:
+            return None
+        rings = (step_ring(rows[0], rows[0]["trace_id"]),) if rows[0]["fired"] else ()
+        return Settled(rows[0]["status"], rows[0]["fired"], rings)
+
+    def still_mine(self, claimed: Claimed) -> bool:
+        """Whether this attempt still holds its call."""
+        rows: list[Any] = self._db.once(
+            "SELECT 1 FROM mesh.calls WHERE id = %(call)s AND tenant_id = %(tenant)s AND epoch = %(epoch)s"
+            " AND worker_id = %(worker)s AND status = 'running'",
+            {
+                "call": claimed.row["id"], "tenant": claimed.row["tenant_id"], "epoch": claimed.row["epoch"],
+                "worker": claimed.holder.worker_id,
+            },
+        )  # fmt: skip
+        return bool(rows)

@@ -1,0 +1,198 @@
+"""What a holder wants committed, as values: the parts of one transition of a trace.
+
+Executors build a Change, `traces.commit` lands it whole or not at all. Times are seconds from the commit; ids are made
+by us beforehand, so that a commit whose answer was lost can be repeated under the same ids.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Literal
+from uuid import UUID
+
+from agentmesh.records import Json, new_id
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """A fact about a trace; numbered when it lands."""
+
+    name: str
+    step_id: UUID | None = None
+    call_id: UUID | None = None
+    body: dict[str, Json] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class NewStep:
+    """A visit to a node. `running` falls back to `ready` where the trace turns out to be paused."""
+
+    id: UUID
+    node: str
+    kind: str
+    status: Literal["running", "ready", "waiting"]
+    iteration: int
+    ordinal: int
+    after_step_id: UUID | None = None
+    phase: Literal["run", "callback"] = "run"
+    require: str | None = None
+    need: int = 0
+    slots: int = 0
+    pending: int = 0
+    callbacks: tuple[str, ...] = ()
+    action: Json = None
+    timeout_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class StepChange:
+    """New values of a step the holder owns; None leaves a column as it is."""
+
+    id: UUID
+    status: Literal["running", "ready", "waiting", "done", "failed", "cancelled"]
+    phase: Literal["run", "callback"] | None = None
+    action: Json = None
+    output: Json = None
+    error: Json = None
+    pending: int | None = None
+    wins: int | None = None
+    failures: int | None = None
+    callbacks: tuple[str, ...] | None = None
+    timeout_s: float | None = None
+    wake_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class NewCall:
+    """One tool invocation of a tools step. `ready` is rung, `held` waits for its slot, `running` is inline."""
+
+    id: UUID
+    step_id: UUID
+    slot: int
+    idx: int
+    slot_size: int
+    slot_mode: Literal["all", "first"]
+    tool: str
+    label: str
+    args: dict[str, Json]
+    needs: tuple[str, ...]
+    effect: str
+    inline: bool
+    status: Literal["held", "ready", "running", "done"]
+    queue: str
+    task: str
+    priority: int
+    idem_key: str
+    timeout_s: float
+    max_attempts: int
+    backoff_s: float
+    backoff_cap_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class CallChange:
+    """How an inline call went on: done, failed, cancelled, or ready again after `wake_s`; running: its slot's next."""
+
+    id: UUID
+    epoch: int
+    status: Literal["done", "failed", "cancelled", "ready", "running"]
+    result: Json = None
+    error: Json = None
+    failed: bool = False
+    wake_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class NewAttempt:
+    """One start, recorded by the commit before it."""
+
+    id: UUID
+    step_id: UUID
+    kind: Literal["tool", "reason", "callback"]
+    n: int
+    epoch: int
+    call_id: UUID | None = None
+    idem_key: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class AttemptEnd:
+    id: UUID
+    outcome: Literal["won", "failed", "timeout", "lost", "released", "stale"]
+    error: Json = None
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryWrite:
+    """One new version of an entry. Short-term entries belong to the trace, long-term ones to its context."""
+
+    type: Literal["short_term", "long_term"]
+    key: str
+    value: Json
+    origin: str
+    step_id: UUID | None = None
+    trusted: bool = False
+    deleted: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class NewTrace:
+    """A trace to accept: its row and its signed envelope. `delay_s` None means at once."""
+
+    id: UUID
+    envelope_id: UUID
+    tenant_id: str
+    context_id: str
+    agent: str
+    intent: str
+    from_id: str
+    queue: str
+    permissions: tuple[str, ...]
+    payload: Json
+    kid: str
+    jws: str
+    policy: Json
+    priority: int = 5
+    locale: str | None = None
+    delay_s: float | None = None
+    parent_id: UUID | None = None
+    root_id: UUID | None = None
+    depth: int = 0
+    idem_key: str | None = None
+    digest: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class End:
+    """How the trace ends."""
+
+    status: Literal["done", "failed", "cancelled"]
+    result: Json = None
+    error: Json = None
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """Everything one transition of a held trace means. `keep`: the holder goes on with the step it starts."""
+
+    events: tuple[Event, ...] = ()
+    steps: tuple[StepChange, ...] = ()
+    new_steps: tuple[NewStep, ...] = ()
+    calls: tuple[CallChange, ...] = ()
+    new_calls: tuple[NewCall, ...] = ()
+    attempts: tuple[AttemptEnd, ...] = ()
+    new_attempts: tuple[NewAttempt, ...] = ()
+    memory: tuple[MemoryWrite, ...] = ()
+    effects: tuple[tuple[UUID, str], ...] = ()
+    children: tuple[NewTrace, ...] = ()
+    end: End | None = None
+    keep: bool = False
+    id: UUID = field(default_factory=new_id)
+
+
+def plain(value: object) -> dict[str, Json]:
+    """A part as a JSON object: ids become text."""
+    return {
+        name: str(one) if isinstance(one, UUID) else list(one) if isinstance(one, tuple) else one
+        for name, one in asdict(value).items()  # type: ignore[call-overload]
+    }

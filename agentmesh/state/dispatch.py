@@ -1,0 +1,200 @@
+"""Accepting intents: the rows that make work exist, and nothing else.
+
+One statement inserts trace, envelope and BIR_DISPATCH of any number of intents. It runs in a transaction of its own or
+inside a caller's; either way nothing is rung from here. Keys of idempotency have their own table and are looked up in
+a second statement, so that the loser of a race sees what the winner committed.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any, Protocol
+from uuid import UUID
+
+import psycopg
+import sqlalchemy as sa
+
+from agentmesh.errors import KeyConflict, KeyContended, OutcomeUnknown
+from agentmesh.infrastructure.database import Database, Row, jsonb
+from agentmesh.records import Json
+from agentmesh.state.changes import NewTrace, plain
+
+FIELDS = """x(id uuid, envelope_id uuid, tenant_id text, context_id text, agent text, intent text, from_id text,
+  queue text, permissions text[], payload jsonb, kid text, jws text, policy jsonb, priority smallint, locale text,
+  delay_s float8, parent_id uuid, root_id uuid, depth int, idem_key text, digest text, body jsonb)"""
+
+TRACE_COLUMNS = """(id, tenant_id, context_id, agent, intent, from_id, queue, permissions, payload, policy, priority,
+  locale, wake_at, rung_at, status, seq, parent_id, root_id, depth)"""
+
+TRACE_VALUES = """x.context_id, x.agent, x.intent, x.from_id, x.queue, x.permissions, x.payload, coalesce(x.policy, '{}'),
+  x.priority, x.locale, mesh.mesh_now() + make_interval(secs => x.delay_s),
+  CASE WHEN x.delay_s IS NULL THEN mesh.mesh_now() END, 'queued', 1"""
+
+ACCEPT = f"""
+WITH x AS MATERIALIZED (SELECT * FROM jsonb_to_recordset(CAST(%(rows)s AS jsonb)) AS {FIELDS}),
+ t AS (INSERT INTO mesh.traces {TRACE_COLUMNS}
+   SELECT x.id, x.tenant_id, {TRACE_VALUES}, x.parent_id, coalesce(x.root_id, x.id), x.depth FROM x),
+ v AS (INSERT INTO mesh.envelopes (id, tenant_id, trace_id, kid, jws, idem_key)
+   SELECT x.envelope_id, x.tenant_id, x.id, x.kid, x.jws, x.idem_key FROM x),
+ e AS (INSERT INTO mesh.events (trace_id, seq, tenant_id, name, body)
+   SELECT x.id, 1, x.tenant_id, 'BIR_DISPATCH', x.body FROM x)
+SELECT count(*) AS accepted FROM x
+"""
+
+INSERT_CHILDREN = f"""
+ k AS (INSERT INTO mesh.traces {TRACE_COLUMNS}
+   SELECT x.id, t.tenant_id, {TRACE_VALUES}, t.id, t.root_id, t.depth + 1
+   FROM t, jsonb_to_recordset(%(children)s::jsonb) AS {FIELDS}),
+ kv AS (INSERT INTO mesh.envelopes (id, tenant_id, trace_id, kid, jws)
+   SELECT x.envelope_id, t.tenant_id, x.id, x.kid, x.jws
+   FROM t, jsonb_to_recordset(%(children)s::jsonb) AS {FIELDS}),
+ ke AS (INSERT INTO mesh.events (trace_id, seq, tenant_id, name, body)
+   SELECT x.id, 1, t.tenant_id, 'BIR_DISPATCH', x.body
+   FROM t, jsonb_to_recordset(%(children)s::jsonb) AS {FIELDS})
+"""
+
+CLAIM_KEYS = """
+INSERT INTO mesh.idempotency (tenant_id, operation, key, trace_id, digest)
+SELECT x.tenant_id, 'dispatch', x.idem_key, x.id, x.digest
+  FROM jsonb_to_recordset(CAST(%(rows)s AS jsonb)) AS x(tenant_id text, idem_key text, id uuid, digest text)
+ ORDER BY x.tenant_id, x.idem_key
+ON CONFLICT DO NOTHING
+"""
+
+READ_KEYS = """
+SELECT i.tenant_id, i.key, i.trace_id, i.digest FROM mesh.idempotency i
+  JOIN jsonb_to_recordset(CAST(%(rows)s AS jsonb)) AS x(tenant_id text, idem_key text)
+    ON i.tenant_id = x.tenant_id AND i.operation = 'dispatch' AND i.key = x.idem_key
+"""
+
+AGENT = """
+SELECT id, queue, intents, accepts, version FROM mesh.agents WHERE tenant_id = %(tenant)s ORDER BY id
+"""
+
+BATCH = 500
+
+
+class Runs(Protocol):
+    """Something that runs one statement and gives rows: our Tx, or a caller's connection."""
+
+    def all(self, sql: str, params: dict[str, Any]) -> list[Row]: ...
+
+
+class Borrowed:
+    """A caller's SQLAlchemy connection behind the same face as our Tx."""
+
+    def __init__(self, connection: sa.Connection) -> None:
+        self.connection = connection
+
+    def all(self, sql: str, params: dict[str, Any]) -> list[Row]:
+        text = sa.text(re.sub(r"%\((\w+)\)s", r":\1", sql))
+        result = self.connection.execute(text, params)
+        return [dict(row._mapping) for row in result] if result.returns_rows else []
+
+
+def rows_of(traces: Sequence[NewTrace]) -> list[dict[str, Json]]:
+    return [
+        plain(one)
+        | {"body": {"intent": one.intent, "from": one.from_id, "to": one.agent, "permissions": list(one.permissions)}}
+        for one in traces
+    ]
+
+
+child_rows = rows_of
+
+
+def insert(run: Runs, traces: Sequence[NewTrace]) -> list[UUID]:
+    """Insert what is new; the id each intent is known by, in order: its own, or that of the first with its key.
+
+    Raises KeyConflict when a key was first used with another payload; then the caller must roll back.
+    """
+    keyed = [one for one in traces if one.idem_key is not None]
+    known: dict[tuple[str, str], Row] = {}
+    if keyed:
+        keys = {"rows": jsonb([plain(one) for one in keyed])}
+        try:
+            run.all(CLAIM_KEYS, keys)
+            known = {(row["tenant_id"], row["key"]): row for row in run.all(READ_KEYS, keys)}
+        except (psycopg.errors.SerializationFailure, sa.exc.OperationalError) as exc:
+            if "could not serialize" in str(exc):
+                raise KeyContended("the idempotency key is being used by another transaction") from exc
+            raise
+    ids, fresh = [], []
+    for one in traces:
+        first = known.get((one.tenant_id, one.idem_key)) if one.idem_key is not None else None
+        if first is None or first["trace_id"] == one.id:
+            fresh.append(one)
+            ids.append(one.id)
+            continue
+        if first["digest"] != one.digest:
+            raise KeyConflict(f"the idempotency key was first used for another intent, trace {first['trace_id']}")
+        ids.append(first["trace_id"])
+    for start in range(0, len(fresh), BATCH):
+        run.all(ACCEPT, {"rows": jsonb(rows_of(fresh[start : start + BATCH]))})
+    return ids
+
+
+def accept(db: Database, traces: Sequence[NewTrace]) -> list[UUID]:
+    """Accept in a transaction of our own; durable when it returns. See `insert` for the ids and errors.
+
+    Raises OutcomeUnknown when the answer to COMMIT was lost and repeating the same write did not settle it.
+    """
+
+    def once() -> list[UUID]:
+        if len(traces) <= BATCH and all(one.idem_key is None for one in traces):
+            with db.checkout() as tx:  # one statement: its own transaction
+                return insert(tx, traces)
+        with db.begin() as tx:
+            return insert(tx, traces)
+
+    try:
+        return once()
+    except (psycopg.errors.UniqueViolation, psycopg.OperationalError, psycopg.InterfaceError) as exc:
+        if isinstance(exc, psycopg.errors.LockNotAvailable | psycopg.errors.QueryCanceled):
+            raise
+        return _settle(db, traces, once, exc)
+
+
+def _settle(db: Database, traces: Sequence[NewTrace], again: Callable[[], list[UUID]], cause: Exception) -> list[UUID]:
+    """Repeat the write under the same ids; a unique violation on them means that the first one had committed."""
+    ids = [one.id for one in traces]
+    try:
+        return again()
+    except psycopg.errors.UniqueViolation:
+        seen = db.once(
+            "SELECT count(*) AS n FROM mesh.envelopes WHERE trace_id = ANY(%(ids)s) AND tenant_id = %(tenant)s",
+            {"ids": ids, "tenant": traces[0].tenant_id},
+        )
+        if seen[0]["n"] == len(ids):
+            return ids
+        raise
+    except (psycopg.OperationalError, psycopg.InterfaceError) as exc:
+        raise OutcomeUnknown("the answer to COMMIT was lost", value=str(ids[0])) from (exc if exc else cause)
+
+
+def accept_within(connection: sa.Connection, traces: Sequence[NewTrace]) -> list[UUID]:
+    """Accept inside a caller's transaction, in a savepoint with a lock time limit of 3 s.
+
+    The caller's limit is put back; synchronous_commit is set on for this transaction and left on.
+    """
+    run = Borrowed(connection)
+    with connection.begin_nested():
+        before = run.all(
+            "SELECT current_setting('lock_timeout') AS was, set_config('lock_timeout', '3s', true),"
+            " set_config('synchronous_commit', 'on', true)",
+            {},
+        )[0]["was"]
+        ids = insert(run, traces)
+        run.all("SELECT set_config('lock_timeout', %(was)s, true)", {"was": before})
+    return ids
+
+
+def agents(db: Database, tenant_id: str) -> dict[str, Row]:
+    """Every announced agent of the tenant by name: queue, intents (None: any), accepts, version."""
+    return {row["id"]: row for row in db.once(AGENT, {"tenant": tenant_id})}
+
+
+def with_key(trace: NewTrace, key: str, digest: str) -> NewTrace:
+    return replace(trace, idem_key=key, digest=digest)

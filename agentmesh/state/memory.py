@@ -1,0 +1,128 @@
+"""What agents remember: versioned entries of a trace (short-term) or of its context (long-term).
+
+An entry is never changed, only followed by its next version. Long-term writes take the context row's lock, so that
+versions have no hole; short-term entries have one writer, the trace's holder. Retrieval by words is PostgreSQL's
+full-text search.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+from uuid import UUID
+
+from agentmesh.errors import Mistake
+from agentmesh.infrastructure.database import Database, Row, Tx, jsonb
+from agentmesh.records import Json, new_id
+from agentmesh.state.changes import MemoryWrite, plain
+
+MemoryType = Literal["short_term", "long_term"]
+
+LOCK = """
+INSERT INTO mesh.contexts AS c (tenant_id, id, mem_seq) VALUES (%(tenant)s, %(context)s, %(n)s)
+ON CONFLICT (tenant_id, id) DO UPDATE SET mem_seq = c.mem_seq + %(n)s RETURNING mem_seq
+"""
+
+WRITE = """
+INSERT INTO mesh.memory (id, tenant_id, context_id, type, scope, key, version, value, deleted, trace_id, step_id, origin,
+  trusted, mem_seq)
+SELECT x.id, %(tenant)s, %(context)s, x.type, x.scope, x.key, 1 + coalesce((SELECT max(m.version) FROM mesh.memory m
+   WHERE m.tenant_id = %(tenant)s AND m.context_id = %(context)s AND m.type = x.type AND m.scope = x.scope
+     AND m.key = x.key), 0), x.value, x.deleted, %(trace)s, x.step_id, x.origin, x.trusted, %(seq)s
+  FROM jsonb_to_recordset(%(rows)s::jsonb) AS x(id uuid, type text, scope text, key text, value jsonb, deleted boolean,
+   step_id uuid, origin text, trusted boolean)
+"""
+
+NEWEST = """
+SELECT DISTINCT ON (type, key) type, key, value, version, origin, trusted, deleted, at FROM mesh.memory
+ WHERE tenant_id = %(tenant)s AND context_id = %(context)s AND (type = 'long_term' OR scope = %(scope)s)
+ ORDER BY type, key, version DESC
+"""
+
+SEARCH = """
+SELECT key, value, version, origin, trusted, at, ts_rank(words, q) AS rank FROM (
+  SELECT DISTINCT ON (key) * FROM mesh.memory
+   WHERE tenant_id = %(tenant)s AND context_id = %(context)s AND type = 'long_term' ORDER BY key, version DESC) m,
+  websearch_to_tsquery('simple', %(text)s) q
+ WHERE words @@ q AND NOT deleted ORDER BY rank DESC, key LIMIT %(limit)s
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryEntry:
+    """One version of one entry."""
+
+    type: MemoryType
+    key: str
+    value: Json
+    version: int
+    origin: str
+    trusted: bool
+
+
+def write(
+    tx: Tx, tenant_id: str, context_id: str, trace_id: UUID | None, writes: Sequence[MemoryWrite], *, locked: bool = False
+) -> None:
+    """Add the next version of each entry (the last of several writes to one key wins).
+
+    `locked`: all entries are short-term ones of a trace whose row this transaction holds.
+    """
+    last = {(one.type, one.key): one for one in writes}
+    seq = None
+    if not locked:
+        row = tx.one(LOCK, {"tenant": tenant_id, "context": context_id, "n": len(last)})
+        seq = row["mem_seq"] if row else None
+    rows = [
+        plain(one) | {"id": str(new_id()), "scope": str(trace_id) if one.type == "short_term" else ""}
+        for one in last.values()
+    ]
+    tx.count(
+        WRITE, {"tenant": tenant_id, "context": context_id, "trace": trace_id, "seq": seq, "rows": jsonb(rows)}
+    )
+
+
+def newest(db: Database, tenant_id: str, context_id: str, trace_id: UUID) -> Mapping[str, dict[str, Json]]:
+    """The current entries a trace sees, as {"short_term": {key: value}, "long_term": {key: value}}."""
+    seen: dict[str, dict[str, Json]] = {"short_term": {}, "long_term": {}}
+    for row in db.once(NEWEST, {"tenant": tenant_id, "context": context_id, "scope": str(trace_id)}):
+        if not row["deleted"]:
+            seen[row["type"]][row["key"]] = row["value"]
+    return seen
+
+
+class MemoryEngine:
+    """Memory of one context, and of one trace in it, for code outside a step (a step's writes commit with it)."""
+
+    def __init__(self, db: Database, *, tenant_id: str, context_id: str, trace_id: UUID | None = None) -> None:
+        self._db = db
+        self._tenant, self._context, self._trace = tenant_id, context_id, trace_id
+
+    def store(self, key: str, value: Json, memory_type: MemoryType = "long_term", *, origin: str = "api") -> None:
+        """Afterwards the entry's newest version is `value`, committed. Raises Mistake for short-term without a trace."""
+        self._own(memory_type)
+        with self._db.begin() as tx:
+            one = MemoryWrite(memory_type, key, value, origin)
+            write(tx, self._tenant, self._context, self._trace, [one])
+
+    update = store
+
+    def retrieve(self, key: str, memory_type: MemoryType = "long_term") -> Json:
+        """The newest value of the entry; None when there is none."""
+        self._own(memory_type)
+        return self._seen().get(memory_type, {}).get(key)
+
+    def query(self, text: str, *, limit: int = 10) -> list[Row]:
+        """Long-term entries that have the words of `text` (web search syntax), best first."""
+        return self._db.once(
+            SEARCH, {"tenant": self._tenant, "context": self._context, "text": text, "limit": limit}
+        )
+
+    def _seen(self) -> Mapping[str, dict[str, Json]]:
+        return newest(self._db, self._tenant, self._context, self._trace or new_id())
+
+    def _own(self, memory_type: str) -> None:
+        if memory_type not in {"short_term", "long_term"}:
+            raise Mistake("this memory type does not exist", value=memory_type, expected="short_term or long_term")
+        if memory_type == "short_term" and self._trace is None:
+            raise Mistake("short-term memory belongs to a trace", expected="an engine made with trace_id")

@@ -1,0 +1,123 @@
+"""Giving back what its holder can no longer do: the work of the dead, and what ran past its deadline.
+
+Candidates are selected in bounded batches; each is then changed by an ordinary guarded transition, one by one, so two
+rescuers are harmless and one bad row stops nothing. Rescue of a trace takes the trace row first, then its calls by id.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+from uuid import UUID
+
+import psycopg
+
+from agentmesh.infrastructure.database import Database, Row, Tx, jsonb
+from agentmesh.records import Failure, Json, Ring
+from agentmesh.state import calls
+from agentmesh.state.calls import Settled
+
+ORPHANS = """
+(SELECT 'trace' AS kind, t.id, t.tenant_id, t.epoch, t.worker_id FROM mesh.traces t
+  LEFT JOIN mesh.workers w ON w.id = t.worker_id
+  WHERE t.worker_id IS NOT NULL AND w.state IS DISTINCT FROM 'alive' LIMIT %(batch)s)
+UNION ALL
+(SELECT 'call', c.id, c.tenant_id, c.epoch, c.worker_id FROM mesh.calls c
+  LEFT JOIN mesh.workers w ON w.id = c.worker_id
+  WHERE c.worker_id IS NOT NULL AND NOT c.inline AND w.state IS DISTINCT FROM 'alive' LIMIT %(batch)s)
+"""
+
+# An inline call, a reasoner and a callback are first of all their holder's to time out: it gets two seconds more.
+OVERDUE = """
+(SELECT 'call' AS kind, c.id, c.tenant_id, c.epoch, c.worker_id FROM mesh.calls c
+  WHERE c.status = 'running' AND c.deadline < mesh.mesh_asof() AND NOT c.inline LIMIT %(batch)s)
+UNION ALL
+(SELECT 'trace', t.id, t.tenant_id, t.epoch, t.worker_id FROM mesh.steps s
+  JOIN mesh.traces t ON t.id = s.trace_id AND t.tenant_id = s.tenant_id
+  WHERE s.status = 'running' AND s.deadline < mesh.mesh_asof() - interval '2 s' AND t.worker_id IS NOT NULL LIMIT %(batch)s)
+"""
+
+LET_GO = """
+WITH t AS (
+  UPDATE mesh.traces SET worker_id = NULL, child = NULL, claim_id = NULL, epoch = epoch + 1, seq = seq + 1
+   WHERE id = %(trace)s AND tenant_id = %(tenant)s AND worker_id = %(worker)s AND epoch = %(epoch)s AND status = 'running'
+  RETURNING id, tenant_id, seq)
+INSERT INTO mesh.events (trace_id, seq, tenant_id, name, body)
+ SELECT id, seq, tenant_id, 'EXEC_RESCUE', %(body)s::jsonb FROM t RETURNING trace_id
+"""
+
+LOCK_INLINE = """
+SELECT id, tenant_id, epoch, effect, deadline < mesh.mesh_asof() AS overdue FROM mesh.calls
+ WHERE trace_id = %(trace)s AND tenant_id = %(tenant)s AND status = 'running' AND inline AND worker_id = %(worker)s
+ ORDER BY id FOR NO KEY UPDATE
+"""
+
+REOPEN_STEPS = """
+UPDATE mesh.steps SET status = CASE WHEN kind = 'tools' AND phase = 'run' THEN 'waiting' ELSE 'ready' END,
+  epoch = epoch + 1, deadline = NULL, rung_at = mesh.mesh_now(), rings = 0,
+  losses = losses + (%(outcome)s = 'lost')::int,
+  failures = failures + (%(outcome)s = 'timeout')::int,
+  error = CASE WHEN %(outcome)s = 'timeout' THEN %(error)s::jsonb ELSE error END
+ WHERE trace_id = %(trace)s AND tenant_id = %(tenant)s AND status = 'running'
+RETURNING id, status, epoch, queue, agent, priority
+"""
+
+END_ATTEMPTS = """
+UPDATE mesh.attempts SET ended_at = mesh.mesh_now(), outcome = %(outcome)s, error = %(error)s::jsonb
+ WHERE step_id = ANY(%(steps)s) AND tenant_id = %(tenant)s AND call_id IS NULL AND outcome IS NULL
+"""
+
+TIMEOUT = Failure("E_TIMEOUT", "no answer before the deadline")
+LOST = Failure("E_LOST", "the worker died or lost contact before the result was recorded")
+
+
+def orphans(db: Database, *, batch: int) -> list[Row]:
+    """Rows that name a worker that is not alive."""
+    return db.once(ORPHANS, {"batch": batch})
+
+
+def overdue(db: Database, *, batch: int) -> list[Row]:
+    """Running calls past their deadline, and held traces whose reasoner or callback is."""
+    return db.once(OVERDUE, {"batch": batch})
+
+
+def give_back(db: Database, row: Row, outcome: Literal["lost", "released", "timeout"]) -> list[Ring]:
+    """Afterwards the row is ready again (or failed, by its policy) unless its holder was faster; the rings to ring."""
+    if row["kind"] == "call":
+        failure = {"lost": LOST, "timeout": TIMEOUT}.get(outcome)
+        with db.checkout() as tx:
+            settled = calls.settle(
+                tx, row, worker_id=row["worker_id"], outcome=outcome, failure=failure, overdue=outcome == "timeout"
+            )
+        return list(settled.rings) if settled else []
+    with db.begin() as tx:
+        return _let_go(tx, row, outcome)
+    return []
+
+
+def _let_go(tx: Tx, row: Row, outcome: Literal["lost", "released", "timeout"]) -> list[Ring]:
+    trace: UUID = row["id"]
+    at = {"trace": trace, "tenant": row["tenant_id"], "worker": row["worker_id"], "epoch": row["epoch"]}
+    body: dict[str, Json] = {"outcome": outcome, "worker": str(row["worker_id"])}
+    if tx.one(LET_GO, at | {"body": jsonb(body)}) is None:
+        raise psycopg.Rollback
+    inline = tx.all(LOCK_INLINE, at)
+    error = {"lost": LOST, "timeout": TIMEOUT}.get(outcome)
+    shown = jsonb(error.as_json()) if error else None
+    steps = tx.all(REOPEN_STEPS, at | {"outcome": outcome, "error": shown})
+    tx.count(
+        END_ATTEMPTS,
+        {"steps": [one["id"] for one in steps], "tenant": row["tenant_id"], "outcome": outcome, "error": shown},
+    )
+    rings = [
+        calls.step_ring({f"step_{name}": one[name] for name in ("id", "epoch", "queue", "agent", "priority")}, trace)
+        for one in steps
+        if one["status"] == "ready"
+    ]
+    for call in inline:
+        late = outcome == "timeout" and call["overdue"]
+        settled: Settled | None = calls.settle(
+            tx, call, worker_id=row["worker_id"], outcome="timeout" if late else "lost" if outcome == "timeout" else outcome,
+            failure=TIMEOUT if late else error,
+        )  # fmt: skip
+        rings += settled.rings if settled else ()
+    return rings
