@@ -114,7 +114,7 @@ def _decoded(text: str | bytes, what: str, max_bytes: int) -> str:
         size = len(text)
         if size <= max_bytes and isinstance(text, bytes):
             text = text.decode("utf-8")
-        elif size <= max_bytes and not text.isascii():
+        elif isinstance(text, str) and size <= max_bytes and not text.isascii():
             size = len(text.encode("utf-8"))
     except UnicodeError:
         raise _bad(what, "it is not UTF-8, or contains half of a surrogate pair") from None
