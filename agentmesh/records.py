@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Annotated, Any, Literal
 from uuid import UUID
 
@@ -23,13 +24,15 @@ Json = Any
 """What strict JSON can say: None, bool, int, float, str, list and dict with str keys."""
 
 NAME = re.compile(r"[a-z][a-z0-9_-]{0,63}\Z")
-PERMISSION = re.compile(r"[a-z0-9_.-]+(:[a-z0-9_.-]+)+\Z")
-GRANT = re.compile(r"(?:[a-z0-9_.-]+:)*(?:\*|[a-z0-9_.-]+)\Z")
+_PART = r"[a-z0-9_](?:[a-z0-9_.-]*[a-z0-9_])?"
+PERMISSION = re.compile(rf"{_PART}(?::{_PART})+\Z")
+GRANT = re.compile(rf"(?:{_PART}:)*\*\Z|{PERMISSION.pattern}")
 MAX_PERMISSIONS = 64
 MAX_PERMISSION_CHARS = 128
 
 Name = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_-]{0,63}$")]
 ContextId = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.:@+-]{0,127}$")]
+IntentName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z][A-Za-z0-9_.:-]{0,127}$")]
 Effect = Literal["repeatable", "keyed", "once"]
 Strategy = Literal["serial", "parallel", "fallback", "mixed"]
 
@@ -74,9 +77,11 @@ def check_name(name: object, what: str) -> str:
 
 def check_permissions(permissions: Iterable[object], *, wildcards: bool = False) -> tuple[str, ...]:
     """Sorted, without doubles. Raises BadPermission; `wildcards` is for grants only."""
-    listed = list(permissions)
+    if isinstance(permissions, str | bytes) or not isinstance(permissions, Iterable):
+        raise BadPermission("permissions are not a list", value=permissions, expected="a list")
+    listed = list(islice(permissions, MAX_PERMISSIONS + 1))
     if len(listed) > MAX_PERMISSIONS:
-        raise BadPermission("too many permissions", value=len(listed), expected=f"at most {MAX_PERMISSIONS}")
+        raise BadPermission("too many permissions", expected=f"at most {MAX_PERMISSIONS}")
     grammar = GRANT if wildcards else PERMISSION
     for one in listed:
         if not isinstance(one, str) or len(one) > MAX_PERMISSION_CHARS or not grammar.match(one):
@@ -148,6 +153,8 @@ class PolicyPatch(Record):
 class ToolUse(Record):
     """One tool an action names: its arguments, and the name its result goes by (None: the tool's own)."""
 
+    model_config = ConfigDict(validate_by_name=True)
+
     tool: Name
     args: dict[str, Json] = {}
     as_: Annotated[Name | None, Field(alias="as")] = None
@@ -158,7 +165,11 @@ class ToolUse(Record):
 
 
 class Action(Record):
-    """What a reasoner decided: an answer, or tools and how to run them. `slots` are lists only when mixed."""
+    """What a reasoner decided: an answer (then there are no slots), or tools and how to run them.
+
+    A slot is tried or run in order: serial and fallback have one, parallel has one a tool, mixed as
+    many as it names. `candidates`, `propensity` and `policy_version` are recorded for rewards.
+    """
 
     answer: Json = None
     slots: tuple[tuple[ToolUse, ...], ...] = ()
@@ -167,6 +178,25 @@ class Action(Record):
     candidates: tuple[str, ...] = ()
     propensity: float | None = None
     policy_version: str | None = None
+
+
+class Intent(Record):
+    """What a producer asks of an agent, checked and not yet accepted.
+
+    `permissions` None: all the producer's grants that the agent accepts. `delay_s` None: at once.
+    """
+
+    intent: IntentName
+    from_id: ContextId
+    to_id: Name
+    context_id: ContextId
+    payload: dict[str, Json] = {}
+    permissions: tuple[str, ...] | None = None
+    policy: PolicyPatch | None = None
+    idempotency_key: Annotated[str, StringConstraints(pattern=r"^[\x21-\x7e]{1,255}$")] | None = None
+    delay_s: Annotated[float, Field(gt=0, le=366 * 86_400)] | None = None
+    priority: Annotated[int, Field(ge=0, le=9)] = 5
+    locale: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9-]{2,35}$")] | None = None
 
 
 class Verdict(Record):
