@@ -1,7 +1,8 @@
 """What the demo works on: BANKING77, packed beside this file, or a CSV of the user's own.
 
-Texts and labels are real (see BANKING77.md). Customers and ages are not in the data: both are derived from the row's
-number by `customer_of` and `age_of`, and every page that shows them says so. Nothing here touches a database.
+Texts and labels are real (see BANKING77.md). Customers and ages are not in the data: both are
+derived from the row's number by `customer_of` and `age_of`, and every page that shows them says so.
+Nothing here touches a database.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from agentmesh.errors import Mistake
 from agentmesh.records import Json
 
 CUSTOMERS = 500
-MAX_AGE_DAYS = 30
+MAX_AGE_DAYS = 14
 MAX_TEXT_CHARS = 10_000
 SEED = 77
 
@@ -43,9 +44,9 @@ def customer_of(row: int) -> int:
 
 
 def age_of(row: int) -> int:
-    """An age from 0 to 29 days, derived from the row's number alone; young ones are the more frequent."""
-    spread = row * 104_729 % (MAX_AGE_DAYS * MAX_AGE_DAYS)
-    return int(MAX_AGE_DAYS - 1 - spread**0.5 // 1)
+    """An age from 0 to 13 days, derived from the row's number alone; most are young."""
+    spread = row * 104_729 % 1000 / 1000
+    return int(MAX_AGE_DAYS * spread**3)
 
 
 def load_cases() -> list[Message]:
@@ -54,7 +55,7 @@ def load_cases() -> list[Message]:
 
 
 def load_test_messages(n: int, seed: int = SEED) -> list[Message]:
-    """`n` messages of the test set, spread evenly over the 77 categories; the same ones for the same seed.
+    """`n` messages of the test set, spread evenly over the 77 categories; the same for one seed.
 
     Raises Mistake unless 1 <= n <= 3080.
     """
@@ -85,7 +86,7 @@ def load_test_messages(n: int, seed: int = SEED) -> list[Message]:
 
 
 def read_input(path: Path, n: int | None = None) -> list[Message]:
-    """The messages of a user's CSV: column `text`, optionally `category` and `customer`; the first `n` if given.
+    """The messages of a user's CSV (`text`, maybe `category`, `customer`); the first `n` if given.
 
     Raises Mistake with the line's number for what is not well formed; nothing is skipped silently.
     """
@@ -102,7 +103,7 @@ def read_input(path: Path, n: int | None = None) -> list[Message]:
 
 
 def intents(messages: Iterable[Message], *, run: str) -> list[dict[str, Json]]:
-    """One `dispatch` a message, as keyword arguments. The label stays behind: no agent gets to see it."""
+    """One `dispatch` a message, as keyword arguments. The label stays behind: no agent sees it."""
     return [
         {
             "intent": "analyze_complaint_and_solve",
@@ -182,6 +183,6 @@ def _refusal(where: object, what: str, value: object) -> Mistake:
     return Mistake(
         f"{where} {what}",
         value=value,
-        expected=f"a UTF-8 CSV file: text (1 to {MAX_TEXT_CHARS} characters)[,category][,customer (a number from 1)]",
+        expected=f"UTF-8 CSV: text (1 to {MAX_TEXT_CHARS} characters)[,category][,customer]",
         next="agentmesh demo --input FILE.csv",
     )

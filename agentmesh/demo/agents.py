@@ -1,0 +1,121 @@
+"""The demo's two agents: one works a complaint, the other files what it found.
+
+A reasoner decides from the recorded results alone; a callback says how the trace goes on. Neither
+knows a database, a queue or the label of a message.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from agentmesh.behavior.reasoners import ReasonerBase
+from agentmesh.behavior.session import Session
+from agentmesh.demo.cases import as_classification, classification_in, is_settled, solved
+from agentmesh.records import Json
+
+GIVE_UP_AFTER = 6
+"""Visits to the reasoner after which a case goes to a person as it is."""
+
+COMPLAINT_AGENT: Final = {
+    "agent": "complaint_analysis_agent",
+    "version": "1",
+    "intents": ["analyze_complaint_and_solve"],
+    "tools": [
+        "similar_cases", "open_cases", "policy_that_applies",
+        "ask_model", "vote_of_similar_cases", "keyword_rules",
+    ],
+    "grants": ["cases:read", "cases:classify", "policies:read", "model:ask", "reports:write"],
+}  # fmt: skip
+"""`reports:write` is not its own need: what it delegates may hold only what it holds itself."""
+
+REPORT_AGENT: Final = {
+    "agent": "report_agent",
+    "version": "1",
+    "intents": ["generate_report"],
+    "tools": ["file_case"],
+    "grants": ["reports:write"],
+}
+
+
+class ComplaintReasoner(ReasonerBase):
+    """Gather, classify, gather more where that is unsure, classify again, answer."""
+
+    def select_action(self, session: Session) -> dict[str, Json]:
+        text = session.payload["text"]
+        search = session.results.get("similar_cases") or _nothing_found(session)
+        found = classification_in(session.results)
+        if search is None:
+            return _gather(text, session.payload["customer"])
+        if found and is_settled(found) or (session.iteration >= GIVE_UP_AFTER):
+            return {"answer": solved(session.payload, found, session.results)}
+        if found and found.round == search["round"]:
+            return _gather_more(text, found.round + 1)
+        return _classify(text, search)
+
+
+class ReportReasoner(ReasonerBase):
+    """File the case, then answer with what was filed."""
+
+    def select_action(self, session: Session) -> dict[str, Json]:
+        if "file_case" in session.results:
+            return {"answer": session.results["file_case"]}
+        return {"tools": [{"tool": "file_case", "args": {"case": dict(session.payload)}}]}
+
+
+def decide_on_complaint(result: Json, session: Session) -> dict[str, Json]:
+    """Delegate to the report agent once the classification is settled; go on until then."""
+    found = as_classification(result)
+    if found and is_settled(found):
+        return _delegate(solved(session.payload, found, session.results))
+    if isinstance(result, dict) and "area" in result and "category" in result:
+        return _delegate(result)
+    return {"verdict": "continue"}
+
+
+def decide_on_report(result: Json, session: Session) -> dict[str, Json]:  # noqa: ARG001
+    """A filed case ends its trace; a case that could not be filed fails it."""
+    if isinstance(result, dict) and "filed" in result:
+        return {"verdict": "finish", "result": result}
+    return {"verdict": "abort", "reason": "the case could not be filed"}
+
+
+def _delegate(case: dict[str, Json]) -> dict[str, Json]:
+    return {
+        "verdict": "delegate",
+        "to": "report_agent",
+        "intent": "generate_report",
+        "payload": case,
+        "result": case,
+    }
+
+
+def _gather(text: str, customer: int) -> dict[str, Json]:
+    return {
+        "tools": [
+            {"tool": "similar_cases", "args": {"text": text, "round": 1}},
+            {"tool": "open_cases", "args": {"customer": customer}},
+            {"tool": "policy_that_applies", "args": {"text": text}},
+        ],
+        "strategy": "parallel",
+    }
+
+
+def _gather_more(text: str, round: int) -> dict[str, Json]:  # noqa: A002
+    return {"tools": [{"tool": "similar_cases", "args": {"text": text, "round": round}}]}
+
+
+def _classify(text: str, search: dict[str, Json]) -> dict[str, Json]:
+    cases, turn = search["cases"], search["round"]
+    return {
+        "tools": [
+            {"tool": "ask_model", "args": {"text": text, "cases": cases, "round": turn}},
+            {"tool": "vote_of_similar_cases", "args": {"cases": cases, "round": turn}},
+            {"tool": "keyword_rules", "args": {"text": text, "round": turn}},
+        ],
+        "strategy": "fallback",
+    }
+
+
+def _nothing_found(session: Session) -> dict[str, Json] | None:
+    """None before anything was looked for; after a search that failed, a search without finds."""
+    return {"round": 1, "cases": []} if session.iteration else None
