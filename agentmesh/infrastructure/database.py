@@ -8,6 +8,7 @@ them there); a new connection asserts them, and that the server takes writes.
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import socket
 import threading
@@ -18,13 +19,11 @@ from typing import Any, NamedTuple, TypeVar
 import psycopg
 import sqlalchemy as sa
 from psycopg.rows import dict_row
-from psycopg.types.json import set_json_dumps
 from sqlalchemy import event
 from sqlalchemy.exc import TimeoutError as PoolExhausted
 from sqlalchemy.pool import NullPool
 
 from agentmesh.errors import DatabaseNotMigrated, DatabaseUnreachable, PoolTimeout
-from agentmesh.infrastructure import jsontext
 
 Row = dict[str, Any]
 T = TypeVar("T")
@@ -133,8 +132,8 @@ class Tx:
 
 
 def jsonb(value: object) -> str | None:
-    """`value` as the text of a jsonb parameter; None stays SQL NULL."""
-    return None if value is None else jsontext.dumps(value, what="a value")
+    """`value` as the text of a jsonb parameter; None stays SQL NULL. What users gave was checked where it came in."""
+    return None if value is None else json.dumps(value, ensure_ascii=False, separators=(",", ":"), default=str)
 
 
 class Database:
@@ -156,7 +155,6 @@ class Database:
             pool_timeout=pool_timeout_s,
             pool_use_lifo=True,
             connect_args=options,
-            json_serializer=lambda value: jsontext.dumps(value, what="a value"),
         )
         event.listen(self.engine, "do_connect", self._connect)
         event.listen(self.engine, "connect", self._greet)
@@ -167,7 +165,6 @@ class Database:
         return connection
 
     def _greet(self, connection: Connection, _record: object) -> None:
-        set_json_dumps(lambda value: jsontext.dumps(value, what="a value"), connection)
         connection.autocommit = True
         if self._check_role:
             _assert_role(connection)

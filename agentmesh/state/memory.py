@@ -7,7 +7,7 @@ full-text search.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 from uuid import UUID
@@ -82,13 +82,10 @@ def write(
     )
 
 
-def newest(db: Database, tenant_id: str, context_id: str, trace_id: UUID) -> Mapping[str, dict[str, Json]]:
-    """The current entries a trace sees, as {"short_term": {key: value}, "long_term": {key: value}}."""
-    seen: dict[str, dict[str, Json]] = {"short_term": {}, "long_term": {}}
-    for row in db.once(NEWEST, {"tenant": tenant_id, "context": context_id, "scope": str(trace_id)}):
-        if not row["deleted"]:
-            seen[row["type"]][row["key"]] = row["value"]
-    return seen
+def newest(db: Database, tenant_id: str, context_id: str, trace_id: UUID) -> dict[str, Json]:
+    """The current entries a trace sees, by `type:key`."""
+    rows = db.once(NEWEST, {"tenant": tenant_id, "context": context_id, "scope": str(trace_id)})
+    return {f"{row['type']}:{row['key']}": row["value"] for row in rows if not row["deleted"]}
 
 
 class MemoryEngine:
@@ -110,16 +107,14 @@ class MemoryEngine:
     def retrieve(self, key: str, memory_type: MemoryType = "long_term") -> Json:
         """The newest value of the entry; None when there is none."""
         self._own(memory_type)
-        return self._seen().get(memory_type, {}).get(key)
+        seen = newest(self._db, self._tenant, self._context, self._trace or new_id())
+        return seen.get(f"{memory_type}:{key}")
 
     def query(self, text: str, *, limit: int = 10) -> list[Row]:
         """Long-term entries that have the words of `text` (web search syntax), best first."""
         return self._db.once(
             SEARCH, {"tenant": self._tenant, "context": self._context, "text": text, "limit": limit}
         )
-
-    def _seen(self) -> Mapping[str, dict[str, Json]]:
-        return newest(self._db, self._tenant, self._context, self._trace or new_id())
 
     def _own(self, memory_type: str) -> None:
         if memory_type not in {"short_term", "long_term"}:

@@ -35,6 +35,7 @@ CREATE TABLE mesh.attempts (
 	ended_at TIMESTAMP WITH TIME ZONE,
 	outcome TEXT,
 	error JSONB,
+	progress JSONB,
 	PRIMARY KEY (id),
 	CONSTRAINT kind_known CHECK (kind IN ('tool', 'reason', 'callback', 'person')),
 	CONSTRAINT outcome_known CHECK (outcome IN ('won', 'failed', 'timeout', 'lost', 'released', 'stale'))

@@ -1,0 +1,273 @@
+"""Tools: plain functions that agents may call, with schemas from their type hints.
+
+`@register_tool` puts a function into the process's registry; workers announce what is there. A tool's arguments and
+its result are checked by pydantic, strictly, unknown arguments refused. Nothing is ever imported from data.
+"""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import typing
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any, Protocol
+from uuid import UUID
+
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError, create_model
+from pydantic.errors import PydanticUserError
+
+from agentmesh.errors import BadArguments, BadResult, BadTool, UnknownTool
+from agentmesh.infrastructure import jsontext
+from agentmesh.records import Backoff, Effect, Json, check_name, check_permissions, tool_queue
+
+TX_LIMIT_S = 5.0
+
+
+class Adopted(Protocol):
+    """What we need of a Celery task that becomes a tool and stays a task for everybody else."""
+
+    name: str
+    max_retries: int | None
+    time_limit: float | None
+    queue: str | None
+
+    def run(self, *args: Any, **kwargs: Any) -> Any: ...
+    def push_request(self, *args: Any, **kwargs: Any) -> None: ...
+    def pop_request(self) -> Any: ...
+
+
+@dataclass(frozen=True, slots=True)
+class ToolContext:
+    """What a tool knows of the call it runs for. `tx` only for tools declared with tx=True."""
+
+    trace_id: UUID
+    tenant: str
+    context_id: str
+    intent: str
+    tool: str
+    attempt: int
+    epoch: int
+    idempotency_key: str
+    deadline: datetime | None
+    payload: Mapping[str, Json] = field(default_factory=dict)
+    results: Mapping[str, Json] = field(default_factory=dict)
+    log: Any = None
+    tx: Any = None
+    holds: Callable[[], bool] = lambda: True
+    report: Callable[[dict[str, Json]], None] = lambda _: None
+
+    def __getitem__(self, key: str) -> Json:
+        return self.payload[key]
+
+    def still_mine(self) -> bool:
+        """Whether this attempt still holds its call: once it does not, whatever it returns is stale."""
+        return self.holds()
+
+    @property
+    def cancelled(self) -> bool:
+        return not self.holds()
+
+    def progress(self, done: float, total: float | None = None, note: str = "") -> None:
+        """Show how far this attempt is, to whoever looks at the trace."""
+        self.report({"done": done, "total": total, "note": note[:200]})
+
+
+@dataclass(frozen=True, slots=True)
+class Tool:
+    """A function with everything the engine must know to call it."""
+
+    name: str
+    function: Callable[..., Any]
+    needs: tuple[str, ...]
+    timeout_s: float
+    attempts: int
+    effect: Effect
+    inline: bool
+    tx: bool
+    group: str
+    version: str
+    backoff: Backoff
+    description: str
+    takes_ctx: bool
+    arguments: type[BaseModel]
+    returns: TypeAdapter[Any] | None
+
+    @property
+    def queue(self) -> str:
+        return tool_queue(self.group)
+
+    def check(self, args: Mapping[str, Json]) -> dict[str, Any]:
+        """`args` as the function takes them. Raises BadArguments; no argument reaches `ctx`."""
+        try:
+            model = self.arguments.model_validate_json(jsontext.dumps(args, what=f"the arguments of {self.name}"))
+        except ValidationError as exc:
+            first = exc.errors(include_url=False, include_context=False)[0]
+            where = ".".join(str(part) for part in first["loc"]) or "arguments"
+            raise BadArguments(f"{self.name} does not take these arguments: {where}: {first['msg']}",
+                               value=first["input"]) from exc  # fmt: skip
+        return {name: getattr(model, name) for name in self.arguments.model_fields}
+
+    def output(self, value: Any) -> Json:
+        """`value` as JSON. Raises BadResult when the return annotation does not allow it."""
+        try:
+            if self.returns is not None:
+                self.returns.validate_python(value, strict=True)
+                value = self.returns.dump_python(value, mode="json")
+            return jsontext.loads(jsontext.dumps(value, what=f"the result of {self.name}"), what="a result")
+        except (ValidationError, ValueError, TypeError) as exc:
+            raise BadResult(f"{self.name} returned what its annotation does not allow: {_line(exc)}", value=value) from exc
+
+    def spec(self) -> dict[str, Json]:
+        """What is announced: everything but the code."""
+        return {
+            "description": self.description, "timeout_s": self.timeout_s, "attempts": self.attempts,
+            "inline": self.inline, "tx": self.tx, "backoff": self.backoff.model_dump(),
+            "arguments": self.arguments.model_json_schema(),
+            "returns": self.returns.json_schema(mode="serialization") if self.returns else None,
+        }  # fmt: skip
+
+
+def _line(exc: Exception) -> str:
+    return str(exc).strip().splitlines()[-1].strip() if isinstance(exc, ValidationError) else str(exc)
+
+
+class ToolRegistry:
+    """Tools by name, in one process."""
+
+    def __init__(self, tools: Iterable[Tool] = ()) -> None:
+        self._tools = {tool.name: tool for tool in tools}
+
+    def register(self, tool: Tool) -> Tool:
+        """From now on `tool` is found by its name. Raises BadTool when another function has it already."""
+        known = self._tools.get(tool.name)
+        if known is not None and _identity(known.function) != _identity(tool.function):
+            raise BadTool("two functions are registered under one tool name", value=tool.name,
+                          expected="a name of its own for each tool")  # fmt: skip
+        self._tools[tool.name] = tool
+        return tool
+
+    def unregister(self, name: str) -> None:
+        """From now on the name is unknown; nothing happens when it was already."""
+        self._tools.pop(name, None)
+
+    def get(self, name: str) -> Tool:
+        """Raises UnknownTool with the nearest name."""
+        tool = self._tools.get(name)
+        if tool is None:
+            raise unknown_tool(name, self._tools)
+        return tool
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._tools
+
+    def list(self) -> list[Tool]:
+        return [self._tools[name] for name in sorted(self._tools)]
+
+
+def unknown_tool(name: str, known: Iterable[str]) -> UnknownTool:
+    names = sorted(known)
+    near = difflib.get_close_matches(name, names, n=1)
+    hint = f" · did you mean {near[0]}?" if near else ""
+    return UnknownTool("no tool has this name", value=name, expected=f"one of {', '.join(names) or 'none'}{hint}")
+
+
+def _identity(function: Callable[..., Any]) -> tuple[str, str]:
+    return getattr(function, "__module__", ""), getattr(function, "__qualname__", repr(function))
+
+
+TOOLS = ToolRegistry()
+"""What `@register_tool` fills: the tools whose modules this process has imported."""
+
+
+def register_tool(
+    name: str, *, needs: Iterable[str] = (), timeout: float | None = None, attempts: int | None = None,
+    effect: Effect = "repeatable", inline: bool = False, tx: bool = False, queue: str | None = None, version: str = "1",
+    backoff: Backoff | None = None, task: Adopted | None = None, registry: ToolRegistry | None = None,
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:  # fmt: skip
+    """Make a function a tool; the function itself is unchanged. With `task=`, a Celery task becomes one at once.
+
+    `timeout` is in seconds. Raises BadTool, BadName or BadPermission when the declaration is wrong.
+    """
+
+    def declare(function: Callable[..., Any]) -> Callable[..., Any]:
+        target = _adopt(task) if task is not None else function
+        (registry or TOOLS).register(_tool(
+            check_name(name, "a tool"), target, needs=check_permissions(needs),
+            timeout_s=timeout or (TX_LIMIT_S if tx else (task and task.time_limit) or 60.0),
+            attempts=attempts or (1 if effect == "once" else _task_attempts(task)), effect=effect, inline=inline, tx=tx,
+            group=check_name(queue or (task and task.queue) or "tools", "a tool queue"), version=version,
+            backoff=backoff or Backoff(),
+        ))  # fmt: skip
+        return function
+
+    if task is not None:
+        declare(task.run)
+    return declare
+
+
+def _task_attempts(task: Adopted | None) -> int:
+    return 3 if task is None else 1 + (task.max_retries or 0)
+
+
+def _tool(name: str, function: Callable[..., Any], *, effect: Effect, inline: bool, tx: bool, **rest: Any) -> Tool:
+    if effect == "once" and inline:
+        raise BadTool("a tool with effect='once' cannot be inline", value=name, expected="inline=False")
+    if effect == "once" and rest["attempts"] != 1:
+        raise BadTool("a tool with effect='once' has one attempt", value=rest["attempts"], expected="attempts=1")
+    if effect not in {"repeatable", "keyed", "once"}:
+        raise BadTool("a tool has an unknown effect", value=effect, expected="repeatable, keyed or once")
+    if tx and rest["timeout_s"] > TX_LIMIT_S:
+        raise BadTool("a transactional tool may take 5 s at most", value=rest["timeout_s"], expected="timeout <= 5")
+    if tx and inspect.iscoroutinefunction(function):
+        raise BadTool("a transactional tool is not async", value=name, expected="a plain function")
+    takes_ctx, arguments, returns = _schema(name, function)
+    text = inspect.getdoc(function) or ""
+    return Tool(
+        name=name, function=function, effect=effect, inline=inline, tx=tx, description=text.split("\n\n")[0],
+        takes_ctx=takes_ctx, arguments=arguments, returns=returns, **rest,
+    )  # fmt: skip
+
+
+def _schema(name: str, function: Callable[..., Any]) -> tuple[bool, type[BaseModel], TypeAdapter[Any] | None]:
+    signature = inspect.signature(function)
+    try:
+        hints = typing.get_type_hints(function, include_extras=True)
+    except (NameError, TypeError) as exc:
+        raise BadTool(f"the type hints of {name} cannot be resolved: {exc}", value=name) from exc
+    fields: dict[str, Any] = {}
+    takes_ctx = False
+    for place, (parameter, about) in enumerate(signature.parameters.items()):
+        if place == 0 and (parameter == "ctx" or hints.get(parameter) is ToolContext):
+            takes_ctx = True
+            continue
+        if about.kind not in {about.POSITIONAL_OR_KEYWORD, about.KEYWORD_ONLY} or parameter not in hints:
+            raise BadTool(f"parameter {parameter} of {name} has no schema", value=str(about))
+        default = ... if about.default is about.empty else about.default
+        fields[parameter] = (hints[parameter], default)
+    try:
+        arguments = create_model(f"{name}_arguments", __config__=ConfigDict(strict=True, extra="forbid"), **fields)
+        returns = TypeAdapter(hints["return"]) if hints.get("return") not in {None, Any} else None
+    except (PydanticUserError, NameError, TypeError) as exc:
+        raise BadTool(f"no schema can be made of {name}: {_line(exc)}", value=name) from exc
+    return takes_ctx, arguments, returns
+
+
+def _adopt(task: Adopted) -> Callable[..., Any]:
+    """`task.run` as a function, with `self.request` filled and its own retry raised to us."""
+    signature = inspect.signature(task.run)
+
+    def run(ctx: ToolContext, **arguments: Any) -> Any:
+        task.push_request(id=f"{ctx.trace_id}", retries=ctx.attempt - 1, called_directly=True, kwargs=arguments)
+        try:
+            return task.run(**arguments)
+        finally:
+            task.pop_request()
+
+    parameters = [inspect.Parameter("ctx", inspect.Parameter.POSITIONAL_OR_KEYWORD), *signature.parameters.values()]
+    run.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+    run.__annotations__ = dict(typing.get_type_hints(task.run))
+    run.__doc__ = task.run.__doc__
+    run.__module__, run.__qualname__ = getattr(task.run, "__module__", ""), task.name
+    return run

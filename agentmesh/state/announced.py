@@ -1,0 +1,78 @@
+"""What workers announce: agents, tools and the plans agents follow, each with a version.
+
+Announcing is idempotent; the newest announcement of a name stands. A plan is kept for ever under its hash, because
+running traces are pinned to it.
+"""
+
+from __future__ import annotations
+
+from agentmesh.infrastructure.database import Database, Row, jsonb
+from agentmesh.records import Json
+
+AGENT = """
+INSERT INTO mesh.agents (tenant_id, id, version, queue, plan_hash, intents, accepts, spec)
+VALUES (%(tenant_id)s, %(id)s, %(version)s, %(queue)s, %(plan_hash)s, %(intents)s, %(accepts)s, %(spec)s::jsonb)
+ON CONFLICT (tenant_id, id) DO UPDATE SET version = excluded.version, queue = excluded.queue,
+  plan_hash = excluded.plan_hash, intents = excluded.intents, accepts = excluded.accepts, spec = excluded.spec,
+  announced_at = mesh.mesh_now()
+"""
+
+TOOL = """
+INSERT INTO mesh.tools (tenant_id, id, version, queue, needs, effect, spec)
+VALUES (%(tenant_id)s, %(id)s, %(version)s, %(queue)s, %(needs)s, %(effect)s, %(spec)s::jsonb)
+ON CONFLICT (tenant_id, id) DO UPDATE SET version = excluded.version, queue = excluded.queue, needs = excluded.needs,
+  effect = excluded.effect, spec = excluded.spec, announced_at = mesh.mesh_now()
+"""
+
+PLAN = """
+INSERT INTO mesh.plans (tenant_id, hash, chain, body) VALUES (%(tenant_id)s, %(hash)s, %(chain)s, %(body)s::jsonb)
+ON CONFLICT DO NOTHING
+"""
+
+AGENTS = """
+SELECT a.id, a.version, a.queue, a.plan_hash, a.intents, a.accepts, a.spec, a.announced_at,
+  (SELECT count(*) FROM mesh.workers w WHERE w.state = 'alive' AND a.id = ANY(w.agents)
+    AND w.beat_at > mesh.mesh_asof() - make_interval(secs => w.lease_s)) AS workers,
+  (SELECT count(*) FROM mesh.traces t WHERE t.tenant_id = a.tenant_id AND t.agent = a.id AND t.status = 'queued') AS queued,
+  (SELECT count(*) FROM mesh.traces t WHERE t.tenant_id = a.tenant_id AND t.agent = a.id AND t.status = 'running') AS running
+ FROM mesh.agents a WHERE a.tenant_id = %(tenant)s ORDER BY a.id
+"""
+
+TOOLS = """
+SELECT t.id, t.version, t.queue, t.needs, t.effect, t.spec, t.announced_at,
+  (SELECT count(*) FROM mesh.workers w WHERE w.state = 'alive' AND t.id = ANY(w.tools)
+    AND w.beat_at > mesh.mesh_asof() - make_interval(secs => w.lease_s)) AS workers
+ FROM mesh.tools t WHERE t.tenant_id = %(tenant)s ORDER BY t.id
+"""
+
+
+def announce_agent(db: Database, row: dict[str, Json]) -> None:
+    db.once(AGENT, row | {"spec": jsonb(row["spec"])})
+
+
+def announce_tool(db: Database, row: dict[str, Json]) -> None:
+    db.once(TOOL, row | {"spec": jsonb(row["spec"])})
+
+
+def keep_plan(db: Database, *, tenant_id: str, plan_hash: str, chain: str, body: Json) -> None:
+    """Afterwards the plan can be read by its hash, for as long as the database lives."""
+    db.once(PLAN, {"tenant_id": tenant_id, "hash": plan_hash, "chain": chain, "body": jsonb(body)})
+
+
+def plan(db: Database, tenant_id: str, plan_hash: str) -> Json:
+    """The canonical body of a plan; None when it was never announced."""
+    rows = db.once(
+        "SELECT body FROM mesh.plans WHERE tenant_id = %(tenant)s AND hash = %(hash)s",
+        {"tenant": tenant_id, "hash": plan_hash},
+    )
+    return rows[0]["body"] if rows else None
+
+
+def agents(db: Database, tenant_id: str) -> list[Row]:
+    """Announced agents with how many live workers host each, and its queued and running traces."""
+    return db.once(AGENTS, {"tenant": tenant_id})
+
+
+def tools(db: Database, tenant_id: str) -> list[Row]:
+    """Announced tools with how many live workers run each."""
+    return db.once(TOOLS, {"tenant": tenant_id})

@@ -1,0 +1,54 @@
+"""Values too big for a row: content-addressed per tenant, put before the row that refers to them.
+
+A reference is {"$blob": sha256}. Putting is an upsert that touches the row, so that what is referred to is never
+garbage. Nothing is shared between tenants.
+"""
+
+from __future__ import annotations
+
+import hashlib
+
+from agentmesh.errors import PayloadTooLarge
+from agentmesh.infrastructure import jsontext
+from agentmesh.infrastructure.database import Database
+from agentmesh.records import Json
+
+PUT = """
+INSERT INTO mesh.blobs AS b (tenant_id, hash, body) VALUES (%(tenant)s, %(hash)s, %(body)s)
+ON CONFLICT (tenant_id, hash) DO UPDATE SET touched_at = mesh.mesh_now()
+"""
+
+
+class BlobStore:
+    """Puts what is over `inline_bytes` aside, and brings it back. Over `max_bytes` nothing is written."""
+
+    def __init__(self, db: Database, *, inline_bytes: int = 64 * 1024, max_bytes: int = 16 * 1024 * 1024) -> None:
+        self._db, self._inline, self._max = db, inline_bytes, max_bytes
+
+    def shrink(self, tenant_id: str, value: Json, *, what: str) -> Json:
+        """The value itself, or a reference to it, which is then durable. Raises BadJson, PayloadTooLarge."""
+        text = jsontext.dumps(value, what=what)
+        body = text.encode()
+        if len(body) <= self._inline:
+            return value
+        if len(body) > self._max:
+            raise PayloadTooLarge(f"{what} is too large", value=f"{len(body)} bytes", expected=f"at most {self._max} bytes")
+        digest = hashlib.sha256(body).hexdigest()
+        self._db.once(PUT, {"tenant": tenant_id, "hash": digest, "body": body})
+        return {"$blob": digest}
+
+    def expand(self, tenant_id: str, value: Json) -> Json:
+        """The value a reference stands for; anything else as it is. Raises LookupError when the blob is not there."""
+        if not is_reference(value):
+            return value
+        rows = self._db.once(
+            "SELECT body FROM mesh.blobs WHERE tenant_id = %(tenant)s AND hash = %(hash)s",
+            {"tenant": tenant_id, "hash": value["$blob"]},
+        )
+        if not rows:
+            raise LookupError(f"blob {value['$blob'][:12]}… is not there")
+        return jsontext.loads(bytes(rows[0]["body"]), what="a blob", max_bytes=self._max)
+
+
+def is_reference(value: Json) -> bool:
+    return isinstance(value, dict) and value.keys() == {"$blob"} and isinstance(value["$blob"], str)

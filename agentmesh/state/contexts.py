@@ -1,0 +1,69 @@
+"""Contexts, and what a session of one trace is made of.
+
+A context is a session that many traces share; its row comes with the first claim. Reading only, but for `bind`.
+"""
+
+from __future__ import annotations
+
+from uuid import UUID
+
+from agentmesh.errors import UnknownTrace
+from agentmesh.infrastructure.database import Database, Row
+from agentmesh.records import Json
+from agentmesh.state import memory
+
+OUTPUTS = """
+SELECT node, kind, iteration, status, output FROM (
+  SELECT ordinal, node, kind, iteration, status, output FROM mesh.steps
+   WHERE trace_id = %(trace)s AND tenant_id = %(tenant)s AND status IN ('done', 'failed') AND kind = 'tools'
+   ORDER BY ordinal DESC LIMIT %(limit)s) x ORDER BY ordinal
+"""
+
+
+class ContextBinder:
+    """Which context a trace belongs to, and which traces a context has."""
+
+    def __init__(self, db: Database, *, tenant_id: str) -> None:
+        self._db, self._tenant = db, tenant_id
+
+    def bind(self, context_id: str) -> None:
+        """Afterwards the context exists."""
+        self._db.once(
+            "INSERT INTO mesh.contexts (tenant_id, id) VALUES (%(tenant)s, %(context)s) ON CONFLICT DO NOTHING",
+            {"tenant": self._tenant, "context": context_id},
+        )
+
+    def context_of(self, trace_id: UUID) -> str:
+        """The one context of the trace. Raises UnknownTrace."""
+        rows = self._db.once(
+            "SELECT context_id FROM mesh.traces WHERE id = %(trace)s AND tenant_id = %(tenant)s",
+            {"trace": trace_id, "tenant": self._tenant},
+        )
+        if not rows:
+            raise UnknownTrace("there is no such trace", value=str(trace_id))
+        return str(rows[0]["context_id"])
+
+    def traces_of(self, context_id: str, *, limit: int = 50) -> list[Row]:
+        """Newest first: id, agent, intent, status."""
+        return self._db.once(
+            "SELECT id, agent, intent, status, created_at FROM mesh.traces"
+            " WHERE tenant_id = %(tenant)s AND context_id = %(context)s ORDER BY id DESC LIMIT %(limit)s",
+            {"tenant": self._tenant, "context": context_id, "limit": limit},
+        )
+
+
+class SessionManager:
+    """The facts a SessionBuilder makes a session of: memory, and the results of earlier tools steps."""
+
+    def __init__(self, db: Database, *, steps: int = 50) -> None:
+        self._db, self._steps = db, steps
+
+    def memory(self, tenant_id: str, context_id: str, trace_id: UUID) -> dict[str, Json]:
+        return memory.newest(self._db, tenant_id, context_id, trace_id)
+
+    def results(self, tenant_id: str, trace_id: UUID) -> dict[str, Json]:
+        """Results by label over the newest tools steps; a later step's result replaces an earlier one's."""
+        found: dict[str, Json] = {}
+        for row in self._db.once(OUTPUTS, {"tenant": tenant_id, "trace": trace_id, "limit": self._steps}):
+            found |= (row["output"] or {}).get("results") or {}
+        return found
