@@ -1,0 +1,302 @@
+"""An agent as a file, or as the same keys in Python: one schema, errors with line and column.
+
+A file is configuration: it alone may name Python code to import. Nothing here runs an agent.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import json
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, NoReturn, TypeVar
+
+from pydantic import BaseModel, Field, PrivateAttr, StringConstraints, ValidationError
+
+from agentmesh.behavior.reasoners import FunctionReasoner, Reasoner, ReasonerBase, RuleReasoner
+from agentmesh.errors import BadAgentFile, BadPermission, BadPolicy, MeshError
+from agentmesh.infrastructure import yamltext
+from agentmesh.infrastructure.yamltext import YamlText
+from agentmesh.records import (
+    Backoff,
+    IntentName,
+    Json,
+    Name,
+    PolicyPatch,
+    Record,
+    Strategy,
+    agent_queue,
+    check_permissions,
+)
+
+Attribute = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")]
+Version = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.+-]{0,63}$")]
+
+
+class ReasonerSpec(Record):
+    """How an agent decides: rules, or Python code that the file names as "module:attribute"."""
+
+    rules: tuple[dict[str, Json], ...] | None = None
+    python: Attribute | None = None
+
+
+class SessionSpec(Record):
+    """What its reasoner is shown: a strategy by name, and that strategy's options."""
+
+    strategy: Name = "structured"
+    options: dict[str, Json] = Field(default_factory=dict)
+
+
+class AgentSpec(Record):
+    """One agent as it was declared. `intents` None: any. `group` None: a queue of its own."""
+
+    agent: Name
+    version: Version = "1"
+    description: Annotated[str, StringConstraints(max_length=500)] = ""
+    intents: tuple[IntentName, ...] | None = None
+    reasoner: ReasonerSpec = ReasonerSpec()
+    tools: tuple[Name, ...] = ()
+    grants: tuple[str, ...] = ()
+    policy: PolicyPatch = PolicyPatch()
+    executor: Name = "sequential"
+    max_steps: Annotated[int, Field(ge=1, le=10_000)] | None = None
+    session: SessionSpec = SessionSpec()
+    tenants: Annotated[tuple[Name, ...], Field(min_length=1)] = ("default",)
+    group: Name | None = None
+
+    _reasoner: Reasoner | None = PrivateAttr(default=None)
+
+    @property
+    def queue(self) -> str:
+        return f"agents.{self.group}" if self.group else agent_queue(self.agent)
+
+    @property
+    def default_strategy(self) -> Strategy:
+        """The strategy of an action that names none."""
+        return "parallel" if self.executor == "parallel" else "serial"
+
+    def accepts(self, intent: str) -> bool:
+        return self.intents is None or intent in self.intents
+
+    def effective_policy(self) -> PolicyPatch:
+        """The policy with `max_steps` in it."""
+        if self.max_steps is None:
+            return self.policy
+        return self.policy.model_copy(update={"max_steps": self.max_steps})
+
+    def make_reasoner(
+        self, memory_engine: Any = None, tool_registry: Any = None, trace_writer: Any = None
+    ) -> Reasoner:
+        """What decides for this agent; rules are shared, a class of the user's is made anew.
+
+        Raises BadAgentFile when the Python code it names cannot be imported or is no reasoner.
+        """
+        if self._reasoner is not None:
+            return self._reasoner
+        if self.reasoner.python is None:
+            raise BadAgentFile(
+                f"agent {self.agent} has no reasoner", expected="reasoner: rules or python"
+            )
+        found = _imported(self.reasoner.python, self.agent)
+        if isinstance(found, type):
+            found = found(memory_engine, tool_registry, trace_writer)
+        return as_reasoner(found, f"agent {self.agent}")
+
+
+NESTED: dict[str, type[BaseModel]] = {
+    "policy": PolicyPatch, "backoff": Backoff, "session": SessionSpec, "reasoner": ReasonerSpec,
+}  # fmt: skip
+T = TypeVar("T", bound=BaseModel)
+
+
+def define_agent(
+    agent: str,
+    *,
+    reasoner: Reasoner | Callable[..., Any] | Mapping[str, Json],
+    policies: Mapping[str, PolicyPatch] | None = None,
+    **keys: Any,
+) -> AgentSpec:
+    """An agent from keyword arguments: the keys of an agent file. `reasoner` may also be an object
+    with select_action, or a function of a session. Raises BadAgentFile.
+    """
+    given: dict[str, Json] = {"agent": agent, **keys}
+    if isinstance(given.get("policy"), PolicyPatch):
+        given["policy"] = given["policy"].model_dump(mode="json", exclude_none=True)
+    if isinstance(reasoner, Mapping):
+        given["reasoner"] = dict(reasoner)
+    try:
+        data = json.loads(json.dumps(given))
+    except (TypeError, ValueError) as exc:
+        raise BadAgentFile(f"agent {agent}: {exc}", expected="the keys of an agent file") from None
+    made = isinstance(reasoner, Mapping)
+    spec = _checked(YamlText(data, f"agent {agent}", {}), policies or {}, needs_reasoner=made)
+    if not made:
+        spec._reasoner = as_reasoner(reasoner, f"agent {agent}")
+    return spec
+
+
+def load_agent_file(
+    path: Path, *, policies: Mapping[str, PolicyPatch] | None = None
+) -> AgentSpec:  # fmt: skip
+    """The agent a file declares, its rules compiled. `policies` are those it may name.
+
+    Raises BadAgentFile, BadRule or BadAction with file:line:column.
+    """
+    text = yamltext.load(_read(path, BadAgentFile), source=str(path), error=BadAgentFile)
+    return _checked(text, policies or {}, needs_reasoner=True)
+
+
+def load_agents(
+    paths: Iterable[str | Path], *, policies: Mapping[str, PolicyPatch] | None = None
+) -> dict[str, AgentSpec]:
+    """Every agent of these files, and of the *.yaml files in these directories, by name.
+
+    A directory that is not there has no agents. Raises BadAgentFile, also for two of one name.
+    """
+    found: dict[str, AgentSpec] = {}
+    homes: dict[str, Path] = {}
+    for file in _yaml_files(paths, BadAgentFile):
+        spec = load_agent_file(file, policies=policies)
+        if spec.agent in found:
+            raise BadAgentFile(
+                f"two files declare agent {spec.agent}", value=f"{homes[spec.agent]}, {file}",
+                expected="one file an agent",
+            )  # fmt: skip
+        found[spec.agent], homes[spec.agent] = spec, file
+    return found
+
+
+def load_policies(paths: Iterable[str | Path]) -> dict[str, PolicyPatch]:
+    """Every policy of these files and directories by its file's name. Raises BadPolicy."""
+    found: dict[str, PolicyPatch] = {}
+    for file in _yaml_files(paths, BadPolicy):
+        text = yamltext.load(_read(file, BadPolicy), source=str(file), error=BadPolicy)
+        found[file.stem] = _validated(PolicyPatch, text, BadPolicy)
+    return found
+
+
+def as_reasoner(found: object, what: str) -> Reasoner:
+    """`found` itself, or the function that it is as a reasoner. Raises BadAgentFile."""
+    if isinstance(found, ReasonerBase) or (
+        hasattr(found, "select_action") and hasattr(found, "feedback")
+    ):
+        return found
+    if callable(found) and not isinstance(found, type):
+        return FunctionReasoner(found)
+    raise BadAgentFile(
+        f"{what}: the reasoner is none", value=type(found).__name__,
+        expected="a ReasonerBase, or a function of a session",
+    )  # fmt: skip
+
+
+def _yaml_files(paths: Iterable[str | Path], error: type[MeshError]) -> list[Path]:
+    files: list[Path] = []
+    for path in map(Path, paths):
+        if path.suffix in {".yaml", ".yml"}:
+            if not path.is_file():
+                raise error("a file that the settings name is not there", value=str(path))
+            files.append(path)
+        else:
+            files += sorted([*path.glob("*.yaml"), *path.glob("*.yml")])
+    return files
+
+
+def _read(path: Path, error: type[MeshError]) -> bytes:
+    try:
+        with path.open("rb") as file:
+            return file.read(yamltext.LIMIT_BYTES + 1)
+    except OSError as exc:
+        raise error("a file cannot be read", value=f"{path}: {exc.strerror}") from None
+
+
+def _imported(name: str, agent: str) -> object:
+    module, _, attribute = name.partition(":")
+    try:
+        return getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as exc:
+        raise BadAgentFile(
+            f"agent {agent}: its reasoner cannot be imported: {exc}", value=name,
+            expected="module:attribute of an installed module",
+        ) from exc  # fmt: skip
+
+
+def _checked(
+    text: YamlText, policies: Mapping[str, PolicyPatch], *, needs_reasoner: bool
+) -> AgentSpec:
+    data = text.data
+    if not isinstance(data, dict):
+        raise BadAgentFile(
+            f"{text.where()} is not an object", value=data, expected="agent: name, reasoner: …"
+        )
+    if isinstance(named := data.get("policy"), str):
+        if named not in policies:
+            _unknown(text, ("policy",), "names a policy that does not exist", named, policies)
+        patch = policies[named].model_dump(mode="json", exclude_none=True)
+        text = YamlText({**data, "policy": patch}, text.source, text.marks)
+    elif "policy" not in data and "default" in policies:
+        patch = policies["default"].model_dump(mode="json", exclude_none=True)
+        text = YamlText({**data, "policy": patch}, text.source, text.marks)
+    spec = _validated(AgentSpec, text, BadAgentFile)
+    try:
+        check_permissions(spec.grants, wildcards=True)
+    except BadPermission as exc:
+        raise BadAgentFile(
+            f"{text.where('grants')}: {exc.what}", value=exc.value, expected=exc.expected
+        ) from None
+    if needs_reasoner:
+        _attach(spec, text)
+    return spec
+
+
+def _attach(spec: AgentSpec, text: YamlText) -> None:
+    rules, python = spec.reasoner.rules, spec.reasoner.python
+    if (rules is None) == (python is None):
+        raise BadAgentFile(
+            f"{text.where('reasoner')}: agent {spec.agent} needs one reasoner",
+            value=None if rules is None else "both", expected="reasoner: either rules or python",
+        )  # fmt: skip
+    if rules is not None:
+        spec._reasoner = RuleReasoner(
+            rules, source=text.where("reasoner", "rules"),
+            where=lambda *path: text.where("reasoner", "rules", *path),
+        )  # fmt: skip
+
+
+def _validated(model: type[T], text: YamlText, error: type[MeshError]) -> T:
+    """The record `text` says. Read as JSON, because strict records take arrays only from there."""
+    try:
+        return model.model_validate_json(json.dumps(text.data))
+    except ValidationError as exc:
+        first = exc.errors(include_url=False, include_context=False)[0]
+    path: tuple[str | int, ...] = ()
+    for part in first["loc"]:
+        path = (*path, part) if (*path, part) in text.marks else path
+    key = str(first["loc"][-1]) if first["loc"] else text.source
+    if first["type"] == "extra_forbidden":
+        _unknown(text, path, "has a key that means nothing", key, _keys(first["loc"], model), error)
+    if first["type"] == "missing":
+        raise error(f"{text.where(*path)}: a key is missing", value=key, expected=f"{key}: …")
+    name = ".".join(str(part) for part in first["loc"]) or text.source
+    raise error(
+        f"{text.where(*path)}: {name} is not allowed", value=first["input"], expected=first["msg"]
+    )
+
+
+def _keys(path: tuple[str | int, ...], model: type[BaseModel]) -> Iterable[str]:
+    """The keys allowed where `path` names one that is not."""
+    for part in path[:-1]:
+        model = NESTED.get(str(part), model)
+    return model.model_fields
+
+
+def _unknown(
+    text: YamlText, path: tuple[str | int, ...], what: str, value: str, known: Iterable[str],
+    error: type[MeshError] = BadAgentFile,
+) -> NoReturn:  # fmt: skip
+    names = sorted(known)
+    near = difflib.get_close_matches(value, names, n=1)
+    expected = f"one of {', '.join(names) or 'none'}" + (
+        f" · did you mean {near[0]}?" if near else ""
+    )
+    raise error(f"{text.where(*path)} {what}", value=value, expected=expected)

@@ -1,0 +1,129 @@
+"""What a reasoner is shown: one session a decision, values in, values out.
+
+A session holds what was recorded; what a reasoner wants recorded it notes on the session, and
+whoever runs it commits the notes with the step. Nothing here reads or writes anything.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from agentmesh.errors import Mistake
+from agentmesh.records import Json, Policy
+
+DEFAULT_POLICY = Policy()
+
+
+@dataclass(frozen=True, slots=True)
+class Note:
+    """An event a reasoner wants recorded with its step: a name (REASONER_PROMPT …) and a body."""
+
+    event: str
+    body: dict[str, Json]
+
+
+@dataclass(frozen=True, slots=True)
+class Session:
+    """One decision's view of its trace.
+
+    `memory` is keyed `type:key` as in the views of memory; `results` holds the earlier results by
+    label; `step` counts the steps of the trace and `iteration` the visits to this node, from 0.
+    Everything but `notes` is fixed.
+    """
+
+    trace_id: str
+    context_id: str
+    tenant: str
+    agent: str
+    intent: str
+    from_: str
+    payload: Mapping[str, Json] = field(default_factory=dict)
+    memory: Mapping[str, Json] = field(default_factory=dict)
+    results: Mapping[str, Json] = field(default_factory=dict)
+    result: Json = None
+    step: int = 0
+    iteration: int = 0
+    node: str = "reason"
+    locale: str | None = None
+    permissions: tuple[str, ...] = ()
+    tools: tuple[str, ...] = ()
+    policy: Policy = DEFAULT_POLICY
+    notes: list[Note] = field(default_factory=list, compare=False)
+
+    def note(self, event: str, body: Mapping[str, Json]) -> None:
+        """Have `event` recorded with this step, after those noted before."""
+        self.notes.append(Note(event, dict(body)))
+
+    def taken_notes(self) -> tuple[Note, ...]:
+        """The notes so far, in order; the session has none afterwards."""
+        taken = tuple(self.notes)
+        self.notes.clear()
+        return taken
+
+    def variables(self) -> dict[str, Json]:
+        """What an expression may name."""
+        return {name: getattr(self, name) for name in VARIABLES}
+
+    def behavior(self) -> dict[str, Json]:
+        """The intent in the three parts of its envelope, with memory and results beside them."""
+        return {
+            "meta": {"trace_id": self.trace_id, "from": self.from_, "to": self.agent},
+            "context": {
+                "context_id": self.context_id,
+                "locale": self.locale,
+                "permissions": list(self.permissions),
+            },
+            "command": {"intent": self.intent, "payload": dict(self.payload)},
+            "memory": dict(self.memory),
+            "results": dict(self.results),
+            "tools": list(self.tools),
+        }
+
+
+VARIABLES = (
+    "intent", "payload", "memory", "results", "result", "step", "iteration", "from_", "context_id",
+)  # fmt: skip
+"""The names expressions know; each is a field of Session."""
+
+Build = Callable[..., Session]
+
+
+class SessionBuilder:
+    """Makes sessions by the strategy an agent names; "structured" passes values through."""
+
+    def __init__(self, strategies: Mapping[str, Build] | None = None) -> None:
+        self._strategies: dict[str, Build] = {"structured": structured, **(strategies or {})}
+
+    def strategies(self) -> tuple[str, ...]:
+        return tuple(sorted(self._strategies))
+
+    def register(self, name: str, build: Build) -> None:
+        """From now on `build(**values, **options)` makes the sessions of strategy `name`."""
+        self._strategies[name] = build
+
+    def build(
+        self, strategy: str = "structured", options: Mapping[str, Json] | None = None, **values: Any
+    ) -> Session:
+        """A session of `values` (the fields of Session). Raises Mistake for an unknown strategy."""
+        made = self._strategies.get(strategy)
+        if made is None:
+            near = difflib.get_close_matches(strategy, self._strategies, n=1)
+            hint = f" · did you mean {near[0]}?" if near else ""
+            raise Mistake(
+                "no session strategy has this name",
+                value=strategy,
+                expected=f"one of {', '.join(self.strategies())}{hint}",
+            )
+        return made(**values, **(options or {}))
+
+
+def structured(*, memory_keys: tuple[str, ...] | list[str] | None = None, **values: Any) -> Session:
+    """All values as they are; `memory_keys` keeps only those entries of memory (None: all)."""
+    session = Session(**values)
+    if memory_keys is None:
+        return session
+    kept = {key: session.memory[key] for key in memory_keys if key in session.memory}
+    return replace(session, memory=kept)

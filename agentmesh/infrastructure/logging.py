@@ -1,0 +1,161 @@
+"""How a process talks: one line a transition, key=value on a terminal, JSON elsewhere.
+
+Nothing is printed raw: control characters are escaped, and what looks like a secret is masked. The
+same `redact` is applied to what is recorded, before it is written.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Mapping, MutableMapping
+from typing import Any, Literal, TextIO
+
+from agentmesh.records import Json
+
+MASK = "***"
+MAX_TEXT = 10_000
+SECRET_KEY = re.compile(
+    r"(?:^|_)(?:pass(?:word|wd|phrase)?|pwd|secret|token|authorization|auth|credential|cookie|bearer|jws"
+    r"|dsn|api_?key|access_?key|private|private_?key|signing_?key|secret_?key)s?(?:$|_)"
+)
+# What a key of this kind ends in when it says something about a secret and is none.
+ABOUT = re.compile(
+    r"_(?:id|ids|count|counts|limit|type|name|names|used|usage|at|url|hash|fingerprint)$|^max_|^(?:input|output|total)_tokens$|^tokens$"
+)
+_WORDS = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|[^A-Za-z0-9]+")
+_URL_PASSWORD = re.compile(
+    r"(?P<head>[A-Za-z][A-Za-z0-9+.-]*://[^\s:/@]{0,256}:)[^\s@/]{1,512}(?=@)"
+)
+_BEARER = re.compile(r"\b(?P<head>[Bb]earer|[Bb]asic)\s+[A-Za-z0-9._~+/=-]{8,}")
+_TOKEN = re.compile(
+    r"\beyJ[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]*|\b(?:sk|ghp|gho|xox[abp])[-_][A-Za-z0-9_-]{16,}"
+)
+_PEM = re.compile(
+    r"-----BEGIN [A-Z ]*PRIVATE KEY-----.*?(?:-----END [A-Z ]*PRIVATE KEY-----|\Z)", re.DOTALL
+)
+_UNPRINTABLE = re.compile(
+    r"[\x00-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff]"
+)
+
+
+def is_secret(key: str) -> bool:
+    """Whether a value under this key is masked whatever it is: password, apiKey, X-Auth-Token …"""
+    name = "_".join(word.lower() for word in _WORDS.split(key) if word)
+    return bool(SECRET_KEY.search(name)) and not ABOUT.search(name)
+
+
+def redact(value: Json) -> Json:
+    """`value` with secrets replaced by ***: what stands under a secret key, and in any text the
+    passwords of URLs, bearer tokens, signed tokens and private keys. The marker tells no length.
+    """
+    match value:
+        case str():
+            return _redact_text(value)
+        case Mapping():
+            return {
+                _redact_text(str(key)): MASK
+                if one is not None and is_secret(str(key))
+                else redact(one)
+                for key, one in value.items()
+            }
+        case list() | tuple():
+            return [redact(one) for one in value]
+        case _:
+            return value
+
+
+def _redact_text(text: str) -> str:
+    if "://" in text:
+        text = _URL_PASSWORD.sub(rf"\g<head>{MASK}", text)
+    if "-----BEGIN" in text:
+        text = _PEM.sub(MASK, text)
+    text = _BEARER.sub(rf"\g<head> {MASK}", text)
+    return _TOKEN.sub(MASK, text)
+
+
+def escape(text: str) -> str:
+    r"""`text` in one printable line: \n, \x1b and what changes direction are spelled out."""
+    return _UNPRINTABLE.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+
+
+Event = MutableMapping[str, Any]
+
+
+def redact_event(_logger: object, _method: str, event: Event) -> Event:
+    """The one place where a log line loses its secrets."""
+    return {
+        key: MASK if value is not None and is_secret(key) else redact(value)
+        for key, value in event.items()
+    }
+
+
+def _plain(_logger: object, _method: str, event: Event) -> Event:
+    """Values as JSON can say them, texts cut at 10 000 characters."""
+    return {key: _as_json(value) for key, value in event.items()}
+
+
+def _as_json(value: object) -> Json:
+    match value:
+        case None | bool() | int() | float():
+            return value
+        case str():
+            return value if len(value) <= MAX_TEXT else value[:MAX_TEXT] + "…"
+        case Mapping():
+            return {str(key): _as_json(one) for key, one in value.items()}
+        case list() | tuple() | set() | frozenset():
+            return [_as_json(one) for one in value]
+        case _:
+            return _as_json(str(value))
+
+
+def as_json_line(_logger: object, _method: str, event: Event) -> str:
+    return json.dumps(event, ensure_ascii=True, default=str)
+
+
+def as_text_line(_logger: object, _method: str, event: Event) -> str:
+    """`time level EVENT key=value …`, every part in one printable line."""
+    event = dict(event)
+    head = [str(event.pop(name, "")) for name in ("timestamp", "level", "event")]
+    return " ".join(
+        [
+            *(escape(one) for one in head if one),
+            *(f"{escape(k)}={_text(v)}" for k, v in event.items()),
+        ]
+    )
+
+
+def _text(value: Json) -> str:
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+    shown = escape(text)
+    return (
+        json.dumps(shown, ensure_ascii=False) if not shown or re.search(r'[\s"=]', shown) else shown
+    )
+
+
+def configure(
+    *,
+    level: Literal["debug", "info", "warning", "error"] = "info",
+    format: Literal["auto", "text", "json"] = "auto",  # noqa: A002 - the setting's name
+    stream: TextIO | None = None,
+) -> None:
+    """From now on structlog's loggers write to `stream` (None: stderr), from `level` upwards."""
+    import structlog  # noqa: PLC0415 - who logs nothing does not pay for it
+
+    out = stream or sys.stderr
+    text = format == "text" or (format == "auto" and out.isatty())
+    structlog.configure(
+        processors=[
+            structlog.contextvars.merge_contextvars,
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=not text),
+            structlog.processors.format_exc_info,
+            _plain,
+            redact_event,
+            as_text_line if text else as_json_line,
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(level),
+        logger_factory=structlog.WriteLoggerFactory(file=out),
+        cache_logger_on_first_use=False,
+    )
