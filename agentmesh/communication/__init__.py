@@ -1,5 +1,4 @@
-"""How the mesh talks: envelopes and keys, the Celery app and its queues, doorbells, the join.
+"""How word travels: envelopes, the broker, doorbells, and the entrance of an agent. Celery and kombu only here.
 
-The only room that knows Celery and kombu. A message carries ids and, the first time, a signed
-envelope; no fact lives here.
+A message says "look at this row" and is believed in nothing else; what is true stands in state/.
 """

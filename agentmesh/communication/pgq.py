@@ -1,0 +1,318 @@
+"""A kombu transport over PostgreSQL: `pgq+postgresql://user@host/db`, for Celery, its remote control and Flower.
+
+Doorbells wait in a table, NOTIFY wakes who listens, and a look twice a second finds what a lost note left behind.
+Delivery is at most once: rows elsewhere are the facts, and the rescuer rings again. The SQL is infrastructure's.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import select
+import threading
+import time
+from collections.abc import Callable
+from queue import Empty
+from typing import Any
+
+import psycopg
+import sqlalchemy as sa
+from kombu.transport import TRANSPORT_ALIASES, virtual
+from kombu.utils.json import dumps, loads
+
+from agentmesh.infrastructure.pgq_store import Binding, Put, Session
+
+log = logging.getLogger(__name__)
+
+SCHEME = "pgq"
+LOOK_S = 0.5
+PROVE_S = 4.0  # a listener behind a silent hole is found within this and the session's deadline
+KEEP_S = 30.0  # how often a consumer says that its transient queues live
+BATCH = 32
+
+
+def register() -> None:
+    """kombu knows `pgq+postgresql://` in this process."""
+    TRANSPORT_ALIASES[SCHEME] = f"{__name__}:Transport"
+
+
+def broker_url(database_url: str) -> str:
+    """The broker URL of a PostgreSQL that is named by a SQLAlchemy or libpq URL."""
+    made = sa.make_url(database_url).set(drivername="postgresql")
+    # kombu splits at ',' and ';' into alternative brokers
+    text = made.render_as_string(hide_password=False).replace(",", "%2C").replace(";", "%3B")
+    return f"{SCHEME}+{text}"
+
+
+def database_url(url: str) -> str:
+    """The libpq URL inside a broker URL of ours."""
+    return url.removeprefix(f"{SCHEME}+")
+
+
+class Channel(virtual.Channel):  # type: ignore[misc]
+    """What kombu asks of a queue, answered by one session of the transport."""
+
+    supports_fanout = True
+    default_priority = 5
+
+    def __init__(self, connection: Transport, **kwargs: Any) -> None:
+        super().__init__(connection, **kwargs)
+        self.rung: set[str] = set()  # queues of ours that may hold messages
+
+    @property
+    def session(self) -> Session:
+        session: Session = self.connection.session
+        return session
+
+    def _put(self, queue: str, message: dict[str, Any], **_: Any) -> None:
+        self.session.put([Put(queue, self._get_message_priority(message), dumps(message))])
+
+    def _put_fanout(self, exchange: str, message: dict[str, Any], routing_key: str, **_: Any) -> None:
+        self.session.fan_out(exchange, dumps(message))
+
+    def _get(self, queue: str, timeout: float | None = None) -> Any:
+        for _, body in self.session.take([queue], 1):
+            return loads(body)
+        raise Empty
+
+    def _size(self, queue: str) -> int:
+        return self.session.sizes([queue]).get(queue, 0)
+
+    def _purge(self, queue: str) -> int:
+        return self.session.purge(queue)
+
+    def _delete(self, queue: str, *_: Any, **__: Any) -> None:
+        self.connection.bindings = [one for one in self.connection.bindings if one.queue != queue]
+        self.connection.transient.discard(queue)
+        self.session.forget(queue)
+
+    def queue_delete(self, queue: str, if_unused: bool = False, if_empty: bool = False, **_: Any) -> None:
+        if not (if_empty and self._size(queue)):
+            self._delete(queue)
+            self.state.queue_bindings_delete(queue)
+
+    def _new_queue(self, queue: str, auto_delete: bool = False, exclusive: bool = False, **options: Any) -> None:
+        if auto_delete or exclusive or "x-expires" in (options.get("arguments") or {}):
+            self.connection.transient.add(queue)
+
+    def _queue_bind(self, exchange: str, routing_key: str, pattern: object, queue: str) -> None:
+        # the pattern is a compiled expression: whoever reads the table makes it anew from the key
+        bound = Binding(exchange, routing_key or "", "", queue, queue in self.connection.transient)
+        self.connection.bindings.append(bound)
+        self.session.bind([bound])
+
+    def queue_unbind(self, queue: str, exchange: str = "", routing_key: str = "", **kwargs: Any) -> None:
+        super().queue_unbind(queue, exchange, routing_key, **kwargs)
+        self.session.unbind(exchange, routing_key or "", queue)
+
+    def get_table(self, exchange: str) -> list[tuple[str, Any, str]]:
+        kind = self.typeof(exchange)
+        found = self.connection.table(exchange, remember=kind.type == "topic")
+        return [kind.prepare_bind(queue, exchange, key, {}) for key, _, queue in found]
+
+    def basic_consume(self, queue: str, *args: Any, **kwargs: Any) -> Any:
+        answer = super().basic_consume(queue, *args, **kwargs)
+        self.rung.add(queue)
+        self.connection.poke()
+        return answer
+
+    def basic_ack(self, delivery_tag: str, multiple: bool = False) -> None:
+        super().basic_ack(delivery_tag, multiple)
+        self.connection.poke()  # one more may come
+
+    def basic_reject(self, delivery_tag: str, requeue: bool = False) -> None:
+        super().basic_reject(delivery_tag, requeue)
+        self.connection.poke()
+
+    def basic_qos(self, prefetch_size: int = 0, prefetch_count: int = 0, apply_global: bool = False) -> None:
+        super().basic_qos(prefetch_size, prefetch_count, apply_global)
+        self.connection.poke()
+
+    def close(self) -> None:
+        # a lost connection cannot take back what was prefetched; the rescuer rings for it
+        with contextlib.suppress(psycopg.Error):
+            super().close()
+
+    def room(self) -> int:
+        """How many messages may be delivered now."""
+        if not self._active_queues or not self.qos.can_consume():
+            return 0
+        left = self.qos.can_consume_max_estimate()
+        return BATCH if left is None else min(left, BATCH)
+
+
+class Transport(virtual.Transport):  # type: ignore[misc]
+    """One session to put and take, and one to listen once something consumes."""
+
+    Channel = Channel
+    can_parse_url = True
+    default_port = 0
+    driver_type = "postgresql"
+    driver_name = "psycopg"
+    implements = virtual.Transport.implements.extend(
+        asynchronous=True, exchange_type=frozenset(["direct", "topic", "fanout"])
+    )
+    connection_errors = (*virtual.Transport.connection_errors, psycopg.OperationalError, psycopg.InterfaceError)
+
+    def __init__(self, client: Any, **kwargs: Any) -> None:
+        super().__init__(client, **kwargs)
+        self.dsn = database_url(client.hostname)
+        self.transient: set[str] = set()
+        self.bindings: list[Binding] = []
+        self._session: Session | None = None
+        self._listener: Session | None = None
+        self._opening = threading.RLock()
+        self._tables: dict[str, tuple[float, list[tuple[str, str, str]]]] = {}
+        self._reads, self._writes = os.pipe()
+        os.set_blocking(self._reads, False)
+        os.set_blocking(self._writes, False)
+        self._looked = self._proved = self._kept = time.monotonic()
+        self._unregister: Callable[[], None] | None = None
+
+    def driver_version(self) -> str:
+        return psycopg.__version__
+
+    def as_uri(self, uri: str, include_password: bool = False, mask: str = "**") -> str:
+        made = sa.make_url(database_url(uri))
+        return f"{SCHEME}+{made.render_as_string(hide_password=not include_password)}"
+
+    @property
+    def session(self) -> Session:
+        with self._opening:
+            if self._session is None or not self._session.usable:
+                self._session = Session(self.dsn)
+            return self._session
+
+    @property
+    def listener(self) -> Session:
+        with self._opening:
+            if self._listener is None or not self._listener.usable:
+                self._listener = Session(self.dsn, listen=True)
+                self._look_everywhere()
+            return self._listener
+
+    def establish_connection(self) -> Any:
+        self.session.alive()
+        return super().establish_connection()
+
+    def verify_connection(self, connection: object) -> bool:
+        try:
+            self.session.alive()
+        except psycopg.Error:
+            return False
+        return True
+
+    def close_connection(self, connection: object) -> None:
+        if self._unregister is not None:
+            self._unregister()
+            self._unregister = None
+        super().close_connection(connection)
+        for session in (self._listener, self._session):
+            if session is not None:
+                with contextlib.suppress(psycopg.Error):
+                    session.close()
+        self._listener = self._session = None
+        for fd in (self._reads, self._writes):
+            if fd >= 0:
+                os.close(fd)
+        self._reads = self._writes = -1
+
+    def table(self, exchange: str, *, remember: bool) -> list[tuple[str, str, str]]:
+        """The bindings of an exchange. Events are many and their listeners few: theirs may be a second old."""
+        now = time.monotonic()
+        kept_at, found = self._tables.get(exchange, (0.0, []))
+        if not remember or now - kept_at > 1:
+            found = self.session.table(exchange)
+            self._tables[exchange] = (now, found)
+        return found
+
+    def poke(self) -> None:
+        """Wake the loop: another thread made room, or a queue was added."""
+        with contextlib.suppress(OSError):
+            os.write(self._writes, b"x")
+
+    def drain_events(self, connection: object, timeout: float | None = None) -> None:
+        end = None if timeout is None else time.monotonic() + timeout
+        while not self._deliver_some():
+            left = LOOK_S if end is None else min(LOOK_S, end - time.monotonic())
+            if left <= 0:
+                raise TimeoutError
+            select.select([self.listener.fileno(), self._reads], [], [], left)
+            self._hear()
+            self._keep_up()
+
+    def register_with_event_loop(self, connection: object, loop: Any) -> None:
+        fds = (self.listener.fileno(), self._reads)
+        for fd in fds:
+            loop.add_reader(fd, self._hear)
+        loop.on_tick.add(self._tick)
+        timer = loop.call_repeatedly(LOOK_S, self._keep_up)
+
+        def unregister() -> None:
+            loop.on_tick.discard(self._tick)
+            timer.cancel()
+            for fd in fds:
+                loop.remove_reader(fd)
+
+        self._unregister = unregister
+
+    def on_readable(self, fileno: int) -> None:
+        self._hear()
+
+    def _tick(self) -> None:
+        self._deliver_some()
+        if any(channel.rung and channel.room() for channel in self.channels):
+            self.poke()
+
+    def _hear(self, *_: object) -> None:
+        with contextlib.suppress(OSError):
+            while os.read(self._reads, 4096):
+                pass
+        names = self.listener.heard()
+        for channel in self.channels:
+            channel.rung.update(names.intersection(channel._active_queues))
+
+    def _look_everywhere(self) -> None:
+        for channel in self.channels:
+            channel.rung.update(channel._active_queues)
+
+    def _deliver_some(self) -> int:
+        """Take what has room and hand it over; how many messages that were."""
+        delivered = 0
+        for channel in list(self.channels):
+            room = channel.room() if channel.rung else 0
+            if not room:
+                continue
+            names = channel.rung.intersection(channel._active_queues)
+            taken = self.session.take(names, room) if names else []
+            if len(taken) < room:
+                channel.rung.clear()
+            for queue, body in taken:
+                self._hand_over(queue, body)
+            delivered += len(taken)
+        return delivered
+
+    def _hand_over(self, queue: str, body: str) -> None:
+        try:
+            message = loads(body)
+        except ValueError:
+            log.error("a message on %s is not JSON and was dropped", queue)  # noqa: TRY400 - its text is not ours to show
+            return
+        self._deliver(message, queue)
+
+    def _keep_up(self) -> None:
+        """What has to happen now and then: look for what no note announced, prove the listener, keep and sweep."""
+        now = time.monotonic()
+        if now - self._looked >= LOOK_S * 0.9:
+            self._looked = now
+            self._look_everywhere()
+            self.poke()
+        if now - self._proved >= PROVE_S:
+            self._proved = now
+            self.listener.alive()
+        if now - self._kept >= KEEP_S:
+            self._kept = now
+            if self.bindings:
+                self.session.bind(list(dict.fromkeys(self.bindings)))
+            self.session.sweep()
