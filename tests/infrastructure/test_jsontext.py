@@ -105,6 +105,12 @@ def test_s27_what_is_not_strict_is_refused(text: str | bytes) -> None:
     assert refused.value.what.startswith("the payload is not strict JSON: ")
 
 
+def test_s27_a_byte_order_mark_is_named_and_not_skipped() -> None:
+    for text in ("\ufeff1", b"\xef\xbb\xbf1"):
+        with pytest.raises(BadJson, match="byte order mark"):
+            read(text)
+
+
 def test_s27_64_mib_are_refused_before_they_are_parsed() -> None:
     with pytest.raises(BadJson, match="the payload is too large"):
         read(b"[" * (64 * 1024 * 1024))
@@ -295,7 +301,7 @@ def test_canonical_bytes_are_canonical_already(value: object) -> None:
 @given(st.floats(allow_nan=False, allow_infinity=False))
 def test_a_float_is_written_as_ecmascript_does(number: float) -> None:
     value = {"a": number, "b": [number], "c": "1.5e3 [1.0,2.0"}
-    assert jsontext.canonical(value) == rfc8785.dumps(value)
+    assert jsontext.canonical(value) == rfc8785.dumps(value)  # type: ignore[arg-type]
 
 
 def test_keys_sort_by_utf_16() -> None:
