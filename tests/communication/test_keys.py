@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import base64
-import multiprocessing
 import pickle
 import stat
+import subprocess
+import sys
+from contextlib import ExitStack
 from datetime import UTC, datetime
 from pathlib import Path
+from subprocess import PIPE
 from threading import Barrier, Thread
 
 import pytest
@@ -121,20 +124,28 @@ def test_threads_that_ask_at_once_get_one_key(path: Path) -> None:
     assert len(set(found)) == 1
 
 
-def _ask(path: Path, barrier: Barrier, found: multiprocessing.Queue[str]) -> None:
-    barrier.wait(20)
-    found.put(keys.signing_key(path, environment="development").kid)
+ASK = """
+import pathlib, sys
+from agentmesh.communication import keys
+print("ready", flush=True)
+sys.stdin.readline()
+print(keys.signing_key(pathlib.Path(sys.argv[1]), environment="development").kid)
+"""
 
 
 def test_processes_that_ask_at_once_get_one_key(path: Path) -> None:
-    start = multiprocessing.get_context("fork")
-    barrier, found = start.Barrier(2), start.Queue()
-    asking = [start.Process(target=_ask, args=(path, barrier, found)) for _ in range(2)]
-    for one in asking:
-        one.start()
-    kids = {found.get(timeout=30) for _ in asking}
-    for one in asking:
-        one.join(20)
+    command = [sys.executable, "-c", ASK, str(path)]
+    with ExitStack() as stack:
+        asking = [
+            stack.enter_context(subprocess.Popen(command, stdin=PIPE, stdout=PIPE, text=True))
+            for _ in range(2)
+        ]
+        assert [one.stdout.readline() for one in asking if one.stdout] == ["ready\n"] * 2
+        for one in asking:  # both stand before the door
+            assert one.stdin is not None
+            one.stdin.write("go\n")
+            one.stdin.flush()
+        kids = {one.communicate(timeout=30)[0].strip() for one in asking}
     assert kids == {keys.load_key(path).kid}
 
 
