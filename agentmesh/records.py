@@ -153,7 +153,7 @@ class PolicyPatch(Record):
 class ToolUse(Record):
     """One tool an action names: its arguments, and the name its result goes by (None: the tool's own)."""
 
-    model_config = ConfigDict(validate_by_name=True)
+    model_config = ConfigDict(validate_by_name=True, serialize_by_alias=True)
 
     tool: Name
     args: dict[str, Json] = {}

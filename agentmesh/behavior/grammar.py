@@ -7,11 +7,11 @@ tree out again fully bracketed: the evaluator is given that, so it cannot read a
 from __future__ import annotations
 
 import difflib
-import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import NoReturn
 
+from agentmesh.behavior.tokens import Lexer, Token, quoted
 from agentmesh.errors import BadRule
 
 LIMIT_BYTES = 2048
@@ -30,27 +30,6 @@ RESERVED = frozenset({
     "let", "loop", "namespace", "null", "package", "return", "true", "var", "void", "while",
 })  # fmt: skip
 LEVELS = (("||",), ("&&",), ("==", "!=", "<=", ">=", "<", ">", "in"), ("+", "-"), ("*", "/", "%"))
-
-_TOKEN = re.compile(
-    r"""(?P<space>(?:[ \t\r\n]+|//[^\n]*)+)
-    |(?P<float>\d+\.\d+(?:[eE][+-]?\d+)?|\d+[eE][+-]?\d+|\.\d+(?:[eE][+-]?\d+)?)
-    |(?P<int>0x[0-9a-fA-F]+[uU]?|\d+[uU]?)
-    |(?P<text>[rR]?(?:\"\"\"|'''|"|'))
-    |(?P<name>[A-Za-z_][A-Za-z0-9_]*)
-    |(?P<sign>\|\||&&|==|!=|<=|>=|[<>+\-*/%!?:.,()\[\]{}])""",
-    re.VERBOSE,
-)
-_ESCAPE = re.compile(
-    r"""\\(?:([abfnrtv\\?"'`])|[xX]([0-9a-fA-F]{2})|u([0-9a-fA-F]{4})|U([0-9a-fA-F]{8})|([0-3][0-7]{2}))"""
-)
-_SHORT = {"a": "\a", "b": "\b", "f": "\f", "n": "\n", "r": "\r", "t": "\t", "v": "\v"}
-
-
-@dataclass(frozen=True, slots=True)
-class Token:
-    kind: str
-    text: str
-    at: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,12 +56,11 @@ def parse(text: str, *, source: str, variables: Iterable[str] | None = None) -> 
 
 class _Parser:
     def __init__(self, text: str, source: str, variables: tuple[str, ...] | None) -> None:
-        self.text = text
-        self.source = source
+        self.lexer = Lexer(text, source)
         self.variables = variables
         self.open = 0
         self.bound: list[str] = []
-        self.tokens = self._tokens()
+        self.tokens = self.lexer.tokens()
         self.next = 0
 
     def whole(self) -> Node:
@@ -97,64 +75,9 @@ class _Parser:
     def token(self) -> Token:
         return self.tokens[self.next]
 
-    def fail(self, expected: str, token: Token | Node, what: str = "cannot be read") -> NoReturn:
-        line = self.text.count("\n", 0, token.at) + 1
-        column = token.at - (self.text.rfind("\n", 0, token.at) + 1) + 1
-        seen = token.text or "the end" if isinstance(token, Token) else (token.name or token.kind)
-        raise BadRule(
-            f"{self.source}: the expression {what} at {line}:{column}",
-            value=seen,
-            expected=expected,
-        )
-
-    def _tokens(self) -> list[Token]:
-        found: list[Token] = []
-        at = 0
-        while at < len(self.text):
-            match = _TOKEN.match(self.text, at)
-            if match is None:
-                self.fail("a value, a name or an operator", Token("?", self.text[at], at))
-            kind, lexeme = str(match.lastgroup), match[0]
-            if kind == "text":
-                lexeme, end = self._quoted(lexeme, at)
-            else:
-                end = match.end()
-            if kind in {"int", "float"} and re.match(r"[A-Za-z0-9_.]", self.text[end : end + 1]):
-                self.fail("a number", Token(kind, self.text[at : end + 1], at))
-            if kind != "space":
-                found.append(Token(kind, lexeme, at))
-            at = end
-        return [*found, Token("end", "", at)]
-
-    def _quoted(self, opening: str, at: int) -> tuple[str, int]:
-        """The text a literal means, and where it ends."""
-        raw = opening[0] in "rR"
-        quote = opening[1:] if raw else opening
-        start = at + len(opening)
-        body = r"(?:[^\\])*?" if raw else r"(?:[^\\]|\\.)*?"
-        found = re.compile(body + re.escape(quote), re.DOTALL).match(self.text, start)
-        if found is None or (len(quote) == 1 and "\n" in found[0]):
-            self.fail(f"a closing {quote}", Token("text", self.text[at : at + 10], at))
-        inner = self.text[start : found.end() - len(quote)]
-        return (inner if raw else self._unescape(inner, start)), found.end()
-
-    def _unescape(self, inner: str, start: int) -> str:
-        out: list[str] = []
-        at = 0
-        while (slash := inner.find("\\", at)) >= 0:
-            found = _ESCAPE.match(inner, slash)
-            if found is None:
-                self.fail(
-                    r"an escape such as \n or \u0041",
-                    Token("text", inner[slash : slash + 2], start + slash),
-                )
-            short, *codes, octal = found.groups()
-            code = next((int(c, 16) for c in codes if c), int(octal, 8) if octal else 0)
-            if code > 0x10FFFF or 0xD800 <= code < 0xE000:
-                self.fail("a character", Token("text", found[0], start + slash))
-            out += [inner[at:slash], _SHORT.get(short, short) if short else chr(code)]
-            at = found.end()
-        return "".join([*out, inner[at:]])
+    def fail(self, expected: str, place: Token | Node, what: str = "cannot be read") -> NoReturn:
+        seen = place.text if isinstance(place, Token) else place.name or place.kind
+        self.lexer.fail(expected, place.at, seen, what)
 
     def take(self, text: str) -> Token | None:
         token = self.token
@@ -372,12 +295,3 @@ _FORMS = {
     "call": "{0}.{name}({1})",
     "macro": "{0}.{name}({item}, {rest})",
 }
-
-
-def quoted(text: str) -> str:
-    """`text` as a CEL literal that holds printable ASCII only."""
-    return (
-        '"'
-        + "".join(c if " " <= c <= "~" and c not in '"\\' else f"\\U{ord(c):08x}" for c in text)
-        + '"'
-    )
