@@ -4,6 +4,8 @@ Doorbells wait in a table, NOTIFY wakes who listens, and a look twice a second f
 Delivery is at most once: rows elsewhere are the facts, and the rescuer rings again. The SQL is infrastructure's.
 """
 
+# ruff: noqa: ARG002, FBT001, FBT002 - the signatures are kombu's
+
 from __future__ import annotations
 
 import contextlib
@@ -50,7 +52,7 @@ def database_url(url: str) -> str:
     return url.removeprefix(f"{SCHEME}+")
 
 
-class Channel(virtual.Channel):  # type: ignore[misc]
+class Channel(virtual.Channel):
     """What kombu asks of a queue, answered by one session of the transport."""
 
     supports_fanout = True
@@ -102,8 +104,10 @@ class Channel(virtual.Channel):  # type: ignore[misc]
         self.connection.bindings.append(bound)
         self.session.bind([bound])
 
-    def queue_unbind(self, queue: str, exchange: str = "", routing_key: str = "", **kwargs: Any) -> None:
-        super().queue_unbind(queue, exchange, routing_key, **kwargs)
+    def queue_unbind(
+        self, queue: str, exchange: str = "", routing_key: str = "", arguments: object = None, **kwargs: Any
+    ) -> None:
+        super().queue_unbind(queue, exchange, routing_key, arguments, **kwargs)
         self.session.unbind(exchange, routing_key or "", queue)
 
     def get_table(self, exchange: str) -> list[tuple[str, Any, str]]:
@@ -142,12 +146,12 @@ class Channel(virtual.Channel):  # type: ignore[misc]
         return BATCH if left is None else min(left, BATCH)
 
 
-class Transport(virtual.Transport):  # type: ignore[misc]
+class Transport(virtual.Transport):
     """One session to put and take, and one to listen once something consumes."""
 
     Channel = Channel
     can_parse_url = True
-    default_port = 0
+    default_port: Any = 0
     driver_type = "postgresql"
     driver_name = "psycopg"
     implements = virtual.Transport.implements.extend(

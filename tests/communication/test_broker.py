@@ -1,0 +1,171 @@
+"""Rings reach their queues in our order on every broker, refusals come back as values, and a chord is a real one."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import threading
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from agentmesh.communication.broker import Broker, make_app
+from agentmesh.errors import BadSettings, BrokerUnreachable
+from agentmesh.records import new_id
+
+from .conftest import CountingNothing, Site, Worker
+
+
+def test_ring_runs_its_task_under_its_own_id_with_ids_only(site: Site, broker: Broker, worker: Worker) -> None:
+    ring = site.ring(kind="step")
+    assert broker.ring([ring]) == []
+    line = worker.ran(ring)
+    assert line["args"] == ["step", str(ring.id), 1]
+    assert line["envelope"] is None
+
+
+def test_first_ring_of_a_trace_carries_its_envelope(site: Site, broker: Broker, worker: Worker) -> None:
+    ring = site.ring("agent", task="agent.echo", kind="trace", envelope="head.body.signature")
+    assert broker.ring([ring]) == []
+    assert worker.ran(ring)["envelope"] == "head.body.signature"
+
+
+def test_many_rings_leave_together_and_wait_in_priority_order(site: Site, broker: Broker) -> None:
+    rings = [site.ring("other", priority=n % 10) for n in range(30)]
+    assert broker.ring(rings) == []
+    assert broker.depths([site.queue("other"), site.queue("nobody")]) == {site.queue("other"): 30, site.queue("nobody"): 0}
+    with broker.app.connection_for_read() as connection:
+        taken = [connection.SimpleQueue(broker.app.amqp.queues[site.queue("other")])]
+        ids = []
+        for _ in rings:
+            message = taken[0].get(timeout=5)
+            ids.append(message.headers["id"])
+            message.ack()
+        taken[0].close()
+    by_id = {ring.task_id: ring.priority for ring in rings}
+    assert [by_id[one] for one in ids] == sorted((ring.priority for ring in rings), reverse=True)
+
+
+def test_message_is_celery_protocol_2_transient_and_shows_no_payload(site: Site, broker: Broker) -> None:
+    ring = site.ring("other", envelope="secret-canary")
+    broker.ring([ring])
+    with broker.app.connection_for_read() as connection:
+        inbox = connection.SimpleQueue(broker.app.amqp.queues[site.queue("other")])
+        message = inbox.get(timeout=5)
+        message.ack()
+        inbox.close()
+    expected = broker.app.amqp.as_task_v2(ring.task_id, ring.task, args=(), ignore_result=True)
+    assert set(message.headers) == set(expected.headers)
+    assert json.loads(message.body) == [["call", str(ring.id), 1], {"envelope": "secret-canary"}, expected.body[2]]
+    assert message.properties.get("delivery_mode") == 1
+    assert "canary" not in json.dumps(message.headers)
+    assert str(ring.trace_id) in message.headers["argsrepr"]
+
+
+@pytest.mark.parametrize("width", [1, 3])
+def test_chord_is_celery_s_own_with_an_immutable_body_and_no_unlock_task(
+    site: Site, broker: Broker, worker: Worker, width: int
+) -> None:
+    body = site.ring("agent", task="agent.echo", kind="step")
+    header = [site.ring(body=body) for _ in range(width)]
+    assert broker.dispatch_chord(header, body) == []
+    parts = [worker.until(lambda line: line["what"] == "part") for _ in header]
+    assert {part["id"] for part in parts} == {ring.task_id for ring in header}
+    for part in parts:
+        assert (part["body"]["task"], part["body"]["immutable"]) == ("agent.echo", True)
+        assert part["body"]["args"] == ["step", str(body.id), 1]
+        assert part["body"]["options"]["task_id"] == body.task_id
+    assert broker.depths(["agentmesh"])["agentmesh"] == 0
+
+
+def test_asking_for_depths_makes_no_queue(site: Site, broker: Broker) -> None:
+    name = site.queue(f"ghost-{new_id().hex}")
+    assert broker.depths([name]) == {name: 0}
+    assert broker.depths([name]) == {name: 0}
+    broker.ping()
+
+
+def test_threads_share_a_broker(site: Site, broker: Broker) -> None:
+    start = threading.Barrier(8)
+    refused = []
+
+    def publish() -> None:
+        start.wait(10)
+        for _ in range(5):
+            refused.extend(broker.ring([site.ring("silent")]))
+
+    threads = [threading.Thread(target=publish) for _ in range(8)]
+    for one in threads:
+        one.start()
+    for one in threads:
+        one.join(30)
+    assert refused == []
+    assert broker.depths([site.queue("silent")]) == {site.queue("silent"): 40}
+
+
+def test_fork_does_not_share_the_parents_connection(site: Site, broker: Broker) -> None:
+    queue = site.queue(f"f{new_id().hex[-6:]}")
+    ring = site.ring()
+    before = broker.depths([site.queue("silent")])[site.queue("silent")]
+    broker.ring([site.ring("silent")])
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            code = len(broker.ring([site.ring("silent")]))
+            broker.close()
+        finally:
+            os._exit(code)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert broker.ring([site.ring("silent")]) == []
+    assert broker.depths([site.queue("silent")]) == {site.queue("silent"): before + 3}
+    assert queue != ring.queue
+
+
+CLOSED = {
+    "pgq": "pgq+postgresql://nobody@127.0.0.1:1/none",
+    "redis": "redis://127.0.0.1:1/0",
+    "amqp": "amqp://guest:secret-canary@127.0.0.1:1//",
+}
+
+
+@pytest.mark.parametrize("url", CLOSED.values(), ids=CLOSED)
+def test_broker_that_is_away_gets_everything_back_at_once(url: str) -> None:
+    broker = Broker(make_app(broker_url=url, backend=CountingNothing))
+    nowhere = Site("none", url, "none")
+    rings = [nowhere.ring() for _ in range(3)]
+    began = time.monotonic()
+    assert broker.ring(rings) == rings
+    assert broker.dispatch_chord(rings, nowhere.ring("agent", task="agent.echo")) == rings
+    assert time.monotonic() - began < 0.5
+    with pytest.raises(BrokerUnreachable) as caught:
+        broker.ping()
+    assert "canary" not in str(caught.value)
+    with pytest.raises(BrokerUnreachable):
+        broker.depths(["tools"])
+
+
+@pytest.fixture
+def hole() -> Iterator[int]:
+    """A port that accepts and never answers."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        yield server.getsockname()[1]
+
+
+@pytest.mark.parametrize("url", CLOSED.values(), ids=CLOSED)
+def test_broker_that_hangs_is_given_up_within_ten_seconds(url: str, hole: int) -> None:
+    broker = Broker(make_app(broker_url=url.replace(":1/", f":{hole}/"), backend=CountingNothing))
+    ring = Site("none", url, "none").ring()
+    began = time.monotonic()
+    assert broker.ring([ring]) == [ring]
+    assert time.monotonic() - began < 10
+    again = time.monotonic()
+    assert broker.ring([ring]) == [ring]
+    assert time.monotonic() - again < 0.1
+
+
+def test_unknown_kind_of_broker_is_refused() -> None:
+    with pytest.raises(BadSettings, match="kafka"):
+        make_app(broker_url="kafka://somewhere", backend=CountingNothing)
