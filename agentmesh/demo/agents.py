@@ -11,6 +11,7 @@ from typing import Final
 from agentmesh.behavior.reasoners import ReasonerBase
 from agentmesh.behavior.session import Session
 from agentmesh.demo.cases import as_classification, classification_in, is_settled, solved
+from agentmesh.execution.callbacks import register_callback
 from agentmesh.records import Json
 
 GIVE_UP_AFTER = 6
@@ -24,6 +25,7 @@ COMPLAINT_AGENT: Final = {
         "similar_cases", "open_cases", "policy_that_applies",
         "ask_model", "vote_of_similar_cases", "keyword_rules",
     ],
+    "callbacks": ["decide_on_complaint"],
     "grants": ["cases:read", "cases:classify", "policies:read", "model:ask", "reports:write"],
 }  # fmt: skip
 """`reports:write` is not its own need: what it delegates may hold only what it holds itself."""
@@ -33,6 +35,7 @@ REPORT_AGENT: Final = {
     "version": "1",
     "intents": ["generate_report"],
     "tools": ["file_case"],
+    "callbacks": ["decide_on_report"],
     "grants": ["reports:write"],
 }
 
@@ -46,7 +49,7 @@ class ComplaintReasoner(ReasonerBase):
         found = classification_in(session.results)
         if search is None:
             return _gather(text, session.payload["customer"])
-        if found and is_settled(found) or (session.iteration >= GIVE_UP_AFTER):
+        if (found and is_settled(found)) or (session.iteration >= GIVE_UP_AFTER):
             return {"answer": solved(session.payload, found, session.results)}
         if found and found.round == search["round"]:
             return _gather_more(text, found.round + 1)
@@ -62,6 +65,7 @@ class ReportReasoner(ReasonerBase):
         return {"tools": [{"tool": "file_case", "args": {"case": dict(session.payload)}}]}
 
 
+@register_callback("decide_on_complaint")
 def decide_on_complaint(result: Json, session: Session) -> dict[str, Json]:
     """Delegate to the report agent once the classification is settled; go on until then."""
     found = as_classification(result)
@@ -72,6 +76,7 @@ def decide_on_complaint(result: Json, session: Session) -> dict[str, Json]:
     return {"verdict": "continue"}
 
 
+@register_callback("decide_on_report")
 def decide_on_report(result: Json, session: Session) -> dict[str, Json]:  # noqa: ARG001
     """A filed case ends its trace; a case that could not be filed fails it."""
     if isinstance(result, dict) and "filed" in result:

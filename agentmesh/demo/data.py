@@ -150,7 +150,7 @@ def _read_csv(file: TextIO, path: Path) -> Iterator[Message]:
         for number, row in enumerate(reader):
             yield _message(number, row, f"{path}:{reader.line_num}")
     except csv.Error as exc:
-        raise _refusal(f"{path}:{reader.line_num}", "is not CSV", exc) from None
+        raise _refusal(f"{path}:{reader.reader.line_num}", "is not CSV", exc) from None
 
 
 def _check_header(names: Sequence[str] | None, path: Path) -> None:

@@ -27,7 +27,7 @@ card_arrival: card arriv not | still wait card | card not receiv | where card | 
 card_delivery_estimate: how long card deliver | when card arriv | deliver day | deliver date | deliver express | card how long get | get card by | ship
 card_linking: link card | add card app | reactivat card | found card | card back app | put card app
 card_acceptance: where card accept | where can card us | card accept | shops accept
-card_not_working: card not work | card broken | card does not work | card stopped
+card_not_working: card not work | card broken | card stopped
 contactless_not_working: contactless
 virtual_card_not_working: virtual card not work | disposable card not work | virtual card declin | virtual card reject | virtual card deni
 disposable_card_limits: disposable how many | disposable limit | disposable maximum | virtual how many | disposable transact
@@ -125,7 +125,8 @@ def _begins(words: frozenset[str], stem: str) -> bool:
 
 def _words(text: str) -> frozenset[str]:
     lowered = text.lower().replace("\N{RIGHT SINGLE QUOTATION MARK}", "'")
-    plain = re.sub(r"\bcan'?t\b|\bcannot\b", "can not cannot", re.sub(r"n't\b", " not", lowered))
+    can = re.sub(r"\bcan'?t\b|\bcannot\b", "can not cannot", lowered)
+    plain = re.sub(r"n't\b", " not", can)
     return frozenset(re.findall(r"[a-z0-9]+", plain))
 
 
