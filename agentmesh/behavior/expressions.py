@@ -17,6 +17,8 @@ from agentmesh.errors import BadRule
 from agentmesh.records import Json
 
 LIMIT_ITEMS = 1000
+LIMIT_UNITS = 200_000
+"""What an expression may be given: a unit is a small value, or 64 characters of text."""
 LIMIT_COST = 5_000_000
 """In units of about 150 ns, a small value copied; map and filter copy their list at each turn."""
 
@@ -175,8 +177,12 @@ class _Cost:
                 todo += one
             elif isinstance(one, int) and not -(2**63) <= one < 2**63:
                 raise BadRule(f"{self.source}: an integer is too large for a rule", value=one)
-            if size > LIMIT_COST:
-                self.spend(size)
+            if size > LIMIT_UNITS:
+                raise BadRule(
+                    f"{self.source}: the expression reads too large a value",
+                    value=f"over {LIMIT_UNITS} units",
+                    expected="single fields, or shorter lists",
+                )
         self.sizes[id(value)] = size
         return size
 

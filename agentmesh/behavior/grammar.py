@@ -122,15 +122,15 @@ class _Parser:
         return self.node("chain", kids[0].at, *kids, value=tuple(signs))
 
     def unary(self) -> Node:
-        first = self.token
-        sign = "!" if self.take("!") else "-" if self.take("-") else ""
-        if not sign:
-            return self.member()
-        self.open += 1
-        if self.open > LIMIT_DEPTH:
-            self.fail(f"at most {LIMIT_DEPTH} levels", first, "is too deep")
-        node = self.node("unary", first.at, self.unary(), name=sign)
-        self.open -= 1
+        """Any number of one sign; CEL does not mix ! and - without brackets."""
+        signs: list[Token] = []
+        while sign := self.take(signs[0].text) if signs else self.take("!") or self.take("-"):
+            signs.append(sign)
+            if len(signs) > LIMIT_DEPTH:
+                self.fail(f"at most {LIMIT_DEPTH} levels", sign, "is too deep")
+        node = self.member()
+        for sign in reversed(signs):
+            node = self.node("unary", sign.at, node, name=sign.text)
         return node
 
     def member(self) -> Node:

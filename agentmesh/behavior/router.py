@@ -113,6 +113,12 @@ def make_intent(
 
     Raises BadName, BadPayload, BadJson, PayloadTooLarge, BadPermission, BadPolicy or Mistake.
     """
+    if odd := sorted(set(options) - set(Options.__annotations__)):
+        raise Mistake(
+            "dispatch has no such argument",
+            value=odd[0],
+            expected=f"one of {', '.join(Options.__annotations__)}",
+        )
     check_name(to_id, "the agent")
     permissions = options.get("permissions")
     fields: dict[str, Any] = {

@@ -122,6 +122,10 @@ class SessionBuilder:
 
 def structured(*, memory_keys: tuple[str, ...] | list[str] | None = None, **values: Any) -> Session:
     """All values as they are; `memory_keys` keeps only those entries of memory (None: all)."""
+    if odd := sorted(set(values) - set(Session.__dataclass_fields__)):
+        raise Mistake(
+            "the strategy 'structured' has no such option", value=odd[0], expected="memory_keys"
+        )
     session = Session(**values)
     if memory_keys is None:
         return session

@@ -10,8 +10,7 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
@@ -123,6 +122,7 @@ class Broker:
         self._forget()
 
     def _forget(self) -> None:
+        self._inherited = getattr(self, "_idle", None)  # kept, not closed: closing would end them in our parent
         self._pid = os.getpid()
         self._lock = threading.Lock()
         self._idle: list[Line] = []
@@ -130,7 +130,7 @@ class Broker:
 
     def ring(self, rings: Sequence[Ring]) -> list[Ring]:
         """The doorbells are on their queues, but for those returned: the broker did not take them. Never raises
-        for a broker that is away, and tries for no longer than one connection and one repetition."""
+        for a broker that is away; after one that hung, all are returned at once for a second."""
         return self._publish(list(rings), lambda line, left: line.publish(left))
 
     def dispatch_chord(self, header: Sequence[Ring], body: Ring) -> list[Ring]:
@@ -164,45 +164,39 @@ class Broker:
             line.close()
 
     def _publish(self, rings: list[Ring], publish: Callable[[Line, list[Ring]], None]) -> list[Ring]:
-        """`publish` takes from the list what it has sent; what is left after two tries is refused."""
-        if self._pid != os.getpid():
-            self._forget()  # the connections are our parent's
+        """`publish` may take from the list what it has sent; what is left when it fails is refused."""
         if not rings or time.monotonic() < self._closed_until:
             return rings
-        for _ in range(2):  # the first may meet a held connection that died while it was idle
-            try:
-                with self._line() as line:
-                    publish(line, rings)
-            except LOST:
-                self.close()
-            else:
-                return []
-        self._closed_until = time.monotonic() + BREAK_S
-        return rings
+        try:
+            self._use(lambda line: publish(line, rings))
+        except LOST:
+            self._closed_until = time.monotonic() + BREAK_S
+            return rings
+        return []
 
     def _ask(self, ask: Callable[[Line], T]) -> T:
-        if self._pid != os.getpid():
-            self._forget()
         try:
-            try:
-                with self._line() as line:
-                    return ask(line)
-            except LOST:
-                self.close()
-                with self._line() as line:
-                    return ask(line)
+            return self._use(ask)
         except LOST as exc:
             where = self.app.connection_for_write().as_uri()
             raise BrokerUnreachable(f"the broker does not answer: {type(exc).__name__}", value=where) from exc
 
-    @contextmanager
-    def _line(self) -> Iterator[Line]:
-        """A line nobody else uses; it is kept for the next one unless it broke."""
+    def _use(self, use: Callable[[Line], T]) -> T:
+        """`use` on a held line; where that died while it was idle, once more on a new one."""
+        if self._pid != os.getpid():
+            self._forget()  # the lines are our parent's
         with self._lock:
-            line = self._idle.pop() if self._idle else None
-        line = line or line_to(self.app)
+            held = self._idle.pop() if self._idle else None
+        if held is not None:
+            try:
+                return self._on(held, use)
+            except LOST:
+                self.close()  # the others are no younger
+        return self._on(line_to(self.app), use)
+
+    def _on(self, line: Line, use: Callable[[Line], T]) -> T:
         try:
-            yield line
+            answer = use(line)
         except BaseException:
             line.close()
             raise
@@ -212,6 +206,7 @@ class Broker:
                 self._idle.append(line)
         if not kept:
             line.close()
+        return answer
 
     def _signature(self, ring: Ring, line: Line) -> Any:
         return self.app.signature(

@@ -80,7 +80,7 @@ class _Line:
             transport_options={**app.conf.broker_transport_options, **options},
         )
         try:
-            self._connection.connect()
+            self._connection.ensure_connection(max_retries=0, reraise_as_library_errors=False)
             self.channel: Any = self._connection.channel()
         except BaseException:
             self.close()
@@ -191,7 +191,7 @@ class PgqLine(_Line):
     scheme = "pgq"
 
     def __init__(self, app: Celery) -> None:
-        super().__init__(app, {})
+        super().__init__(app, {"deadline_s": ANSWER_S})
 
     def publish(self, rings: list[Ring]) -> None:
         self.channel.session.put([Put(one.queue, one.priority, self.envelope(one)) for one in rings])

@@ -23,7 +23,7 @@ import sqlalchemy as sa
 from kombu.transport import TRANSPORT_ALIASES, virtual
 from kombu.utils.json import dumps, loads
 
-from agentmesh.infrastructure.pgq_store import Binding, Put, Session
+from agentmesh.infrastructure.pgq_store import DEADLINE_S, Binding, Put, Session
 
 log = logging.getLogger(__name__)
 
@@ -162,6 +162,7 @@ class Transport(virtual.Transport):
     def __init__(self, client: Any, **kwargs: Any) -> None:
         super().__init__(client, **kwargs)
         self.dsn = database_url(client.hostname)
+        self._deadline_s = float(client.transport_options.get("deadline_s", DEADLINE_S))
         self.transient: set[str] = set()
         self.bindings: list[Binding] = []
         self._session: Session | None = None
@@ -185,14 +186,14 @@ class Transport(virtual.Transport):
     def session(self) -> Session:
         with self._opening:
             if self._session is None or not self._session.usable:
-                self._session = Session(self.dsn)
+                self._session = Session(self.dsn, deadline_s=self._deadline_s)
             return self._session
 
     @property
     def listener(self) -> Session:
         with self._opening:
             if self._listener is None or not self._listener.usable:
-                self._listener = Session(self.dsn, listen=True)
+                self._listener = Session(self.dsn, listen=True, deadline_s=self._deadline_s)
                 self._look_everywhere()
             return self._listener
 

@@ -29,8 +29,13 @@ class BlobStore:
         """The value itself, or a reference to it, which is then durable. Raises BadJson, PayloadTooLarge."""
         text = jsontext.dumps(value, what=what)
         body = text.encode()
-        if len(body) <= self._inline:
-            return value
+        return value if len(body) <= self._inline else self._put(tenant_id, body, what)
+
+    def put(self, tenant_id: str, value: Json, *, what: str) -> Json:
+        """A reference to the value, whatever its size; durable. Raises BadJson, PayloadTooLarge."""
+        return self._put(tenant_id, jsontext.dumps(value, what=what).encode(), what)
+
+    def _put(self, tenant_id: str, body: bytes, what: str) -> Json:
         if len(body) > self._max:
             raise PayloadTooLarge(f"{what} is too large", value=f"{len(body)} bytes", expected=f"at most {self._max} bytes")
         digest = hashlib.sha256(body).hexdigest()

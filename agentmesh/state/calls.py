@@ -221,6 +221,14 @@ class TaskManager:
         rings = (step_ring(rows[0], rows[0]["trace_id"]),) if rows[0]["fired"] else ()
         return Settled(rows[0]["status"], rows[0]["fired"], rings)
 
+    def report(self, claimed: Claimed, progress: dict[str, Json]) -> None:
+        """Show how far a running attempt is."""
+        self._db.once(
+            "UPDATE mesh.attempts SET progress = %(said)s::jsonb WHERE id = %(attempt)s AND tenant_id = %(tenant)s"
+            " AND outcome IS NULL",
+            {"said": jsonb(progress), "attempt": claimed.attempt_id, "tenant": claimed.row["tenant_id"]},
+        )
+
     def still_mine(self, claimed: Claimed) -> bool:
         """Whether this attempt still holds its call."""
         rows: list[Any] = self._db.once(

@@ -7,6 +7,8 @@ they hold open rows only, so that finished work costs nothing.
 
 from __future__ import annotations
 
+from typing import Any
+
 import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import ARRAY, BYTEA, JSONB, TIMESTAMP, TSVECTOR, UUID
 
@@ -16,7 +18,7 @@ metadata = sa.MetaData(schema=SCHEMA)
 OPEN_TRACE = "status IN ('held','queued','running','waiting')"
 OPEN_STEP = "status IN ('ready','running','waiting','joined')"
 OPEN_CALL = "status IN ('held','ready','running')"
-HOT = {"postgresql_with": {"fillfactor": "70"}}
+HOT: dict[str, Any] = {"postgresql_with": {"fillfactor": "70"}}
 
 
 def _text(name: str, *, null: bool = False, default: str | None = None) -> sa.Column[str]:

@@ -96,9 +96,10 @@ WITH t AS (
 SELECT * FROM t
 """
 
+# Which trace a step belongs to never changes, so the subquery guards nothing.
 TAKE_TRACE = f"""
 UPDATE mesh.traces SET worker_id = %(worker)s, child = %(child)s, claim_id = %(claim)s
- WHERE id = %(trace)s AND status = 'running' AND worker_id IS NULL AND paused_at IS NULL AND agent = %(agent)s
+ WHERE id = (SELECT trace_id FROM mesh.steps WHERE id = %(step)s) AND status = 'running' AND worker_id IS NULL AND paused_at IS NULL AND agent = %(agent)s
 RETURNING {COLUMNS}, seq
 """
 
@@ -173,7 +174,8 @@ WITH t AS (
  ns AS (INSERT INTO mesh.steps (id, tenant_id, trace_id, after_step_id, ordinal, node, iteration, kind, phase, status,
      require, need, slots, pending, queue, agent, priority, callbacks, action, started_at, deadline, rung_at, mem_seq)
    SELECT x.id, t.tenant_id, t.id, x.after_step_id, x.ordinal, x.node, x.iteration, x.kind, x.phase,
-     CASE WHEN x.status = 'running' AND t.worker_id IS NULL THEN 'ready' ELSE x.status END,
+     CASE WHEN x.status <> 'running' OR t.worker_id IS NOT NULL THEN x.status
+       WHEN x.kind = 'tools' THEN 'waiting' ELSE 'ready' END,
      x.require, x.need, x.slots, x.pending, t.queue, t.agent, t.priority, x.callbacks, x.action,
      CASE WHEN x.status <> 'ready' AND t.worker_id IS NOT NULL THEN mesh.mesh_now() END,
      CASE WHEN x.status = 'running' AND t.worker_id IS NOT NULL
@@ -253,21 +255,19 @@ def claim(db: Database, trace_id: UUID, epoch: int, *, agent: str, holder: Holde
     return Taken(_held(rows[0], holder), first, (), attempt, 1)
 
 
-def take(
-    db: Database, trace_id: UUID, step_id: UUID, epoch: int, *, agent: str, holder: Holder, claim_id: UUID
-) -> Taken | None:
-    """The released trace and its ready or joined step, running under `holder`; None when there is nothing to take.
+def take(db: Database, step_id: UUID, epoch: int, *, agent: str, holder: Holder, claim_id: UUID) -> Taken | None:
+    """The step's trace and the ready or joined step, running under `holder`; None when there is nothing to take.
 
     Taking a joined tools step closes it: open calls are cancelled, `pending` is 0, and the events of its calls are
     appended.
     """
     with db.begin() as tx:
         who = {"worker": holder.worker_id, "child": holder.child}
-        row = tx.one(TAKE_TRACE, {"trace": trace_id, "agent": agent, "claim": claim_id, **who})
+        row = tx.one(TAKE_TRACE, {"step": step_id, "agent": agent, "claim": claim_id, **who})
         if row is None:
             return None
         held = _held(row, holder)
-        at = {"step": step_id, "trace": trace_id, "tenant": held.tenant_id}
+        at = {"step": step_id, "trace": held.id, "tenant": held.tenant_id}
         opened = tx.all(LOCK_CALLS, at)
         limits = {
             "callback_s": held.policy["callback_timeout_s"], "reason_s": held.policy["reasoner_timeout_s"], "epoch": epoch,

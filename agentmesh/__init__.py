@@ -1,0 +1,108 @@
+"""Agents that do real work on Celery and Postgres. The public names, loaded when first used.
+
+Importing this opens no connection, reads no file and starts no thread.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "ACPClient": "agentmesh.wiring",
+    "ACPServer": "agentmesh.communication.server",
+    "Action": "agentmesh.records",
+    "AgentController": "agentmesh.coordination.controller",
+    "AgentRegistry": "agentmesh.coordination.registry",
+    "AgentRuntime": "agentmesh.coordination.container",
+    "BIRRouter": "agentmesh.behavior.router",
+    "BehaviorPlan": "agentmesh.execution.plan",
+    "CallbackHandler": "agentmesh.execution.callbacks",
+    "ContextBinder": "agentmesh.state.contexts",
+    "Executor": "agentmesh.execution.executors",
+    "MemoryEngine": "agentmesh.state.memory",
+    "MemoryEntry": "agentmesh.state.memory",
+    "ParallelExecutor": "agentmesh.execution.executors",
+    "ReasonerBase": "agentmesh.behavior.reasoners",
+    "RuleReasoner": "agentmesh.behavior.reasoners",
+    "RuntimeContainer": "agentmesh.coordination.container",
+    "SequentialExecutor": "agentmesh.execution.executors",
+    "SessionBuilder": "agentmesh.behavior.session",
+    "SessionManager": "agentmesh.state.contexts",
+    "TaskManager": "agentmesh.state.calls",
+    "ToolContext": "agentmesh.execution.tools",
+    "ToolRegistry": "agentmesh.execution.tools",
+    "ToolRouter": "agentmesh.execution.router",
+    "Trace": "agentmesh.communication.client",
+    "TraceWriter": "agentmesh.state.events",
+    "Verdict": "agentmesh.records",
+    "define_agent": "agentmesh.behavior.agents",
+    "register_callback": "agentmesh.execution.callbacks",
+    "register_tool": "agentmesh.execution.tools",
+}
+
+__all__ = [
+    "ACPClient",
+    "ACPServer",
+    "Action",
+    "AgentController",
+    "AgentRegistry",
+    "AgentRuntime",
+    "BIRRouter",
+    "BehaviorPlan",
+    "CallbackHandler",
+    "ContextBinder",
+    "Executor",
+    "MemoryEngine",
+    "MemoryEntry",
+    "ParallelExecutor",
+    "ReasonerBase",
+    "RuleReasoner",
+    "RuntimeContainer",
+    "SequentialExecutor",
+    "SessionBuilder",
+    "SessionManager",
+    "TaskManager",
+    "ToolContext",
+    "ToolRegistry",
+    "ToolRouter",
+    "Trace",
+    "TraceWriter",
+    "Verdict",
+    "define_agent",
+    "register_callback",
+    "register_tool",
+]
+
+if TYPE_CHECKING:
+    from agentmesh.behavior.agents import define_agent
+    from agentmesh.behavior.reasoners import ReasonerBase, RuleReasoner
+    from agentmesh.behavior.router import BIRRouter
+    from agentmesh.behavior.session import SessionBuilder
+    from agentmesh.communication.client import Trace
+    from agentmesh.communication.server import ACPServer
+    from agentmesh.coordination.container import AgentRuntime, RuntimeContainer
+    from agentmesh.coordination.controller import AgentController
+    from agentmesh.coordination.registry import AgentRegistry
+    from agentmesh.execution.callbacks import CallbackHandler, register_callback
+    from agentmesh.execution.executors import Executor, ParallelExecutor, SequentialExecutor
+    from agentmesh.execution.plan import BehaviorPlan
+    from agentmesh.execution.router import ToolRouter
+    from agentmesh.execution.tools import ToolContext, ToolRegistry, register_tool
+    from agentmesh.records import Action, Verdict
+    from agentmesh.state.calls import TaskManager
+    from agentmesh.state.contexts import ContextBinder, SessionManager
+    from agentmesh.state.events import TraceWriter
+    from agentmesh.state.memory import MemoryEngine, MemoryEntry
+    from agentmesh.wiring import ACPClient
+
+
+def __getattr__(name: str) -> Any:
+    home = _HOMES.get(name)
+    if home is None:
+        raise AttributeError(f"module 'agentmesh' has no attribute {name!r}")
+    value = getattr(import_module(home), name)
+    globals()[name] = value
+    return value

@@ -1,0 +1,212 @@
+"""How an intent is handed over: accepted as rows, signed, and rung after the commit.
+
+DirectClient writes to the mesh's own database, in a transaction of its own or inside a caller's SQLAlchemy session; a
+Trace is the handle a producer gets. Nothing is published before the commit that made the row.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import difflib
+import threading
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+from uuid import UUID
+
+from agentmesh.communication.envelope import (
+    INLINE_PAYLOAD_BYTES, Command, Context, Envelope, Meta, audience, sign,
+)  # fmt: skip
+from agentmesh.communication.keys import SigningKey
+from agentmesh.errors import BadPayload, DelegationTooDeep, StillWorking, TraceFailed, UnknownAgent, UnknownIntent
+from agentmesh.infrastructure import jsontext
+from agentmesh.infrastructure.database import Database, Row
+from agentmesh.infrastructure.faults import point
+from agentmesh.records import Intent, Json, Ring, Verdict, expand_grants, new_id
+from agentmesh.state import dispatch
+from agentmesh.state.blobs import BlobStore, is_reference
+from agentmesh.state.changes import NewTrace
+from agentmesh.state.traces import Held
+
+ENDED = frozenset({"done", "failed", "cancelled"})
+AGENTS_FRESH_S = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Trace:
+    """The handle of a dispatched intent. `str(trace)` is its id."""
+
+    id: UUID
+    tenant_id: str
+    db: Database
+    blobs: BlobStore
+
+    def __str__(self) -> str:
+        return str(self.id)
+
+    def status(self) -> str:
+        """queued, running, waiting, done, failed or cancelled. Raises StillWorking while the dispatch is uncommitted."""
+        return str(self._row()["status"])
+
+    def result(self, timeout: float | None = None) -> Json:
+        """What the trace ended with, within `timeout` seconds (None: for ever).
+
+        Raises TraceFailed with the recorded error, or StillWorking when the time is over; the work goes on.
+        """
+        waited, pause = 0.0, 0.005
+        while True:
+            row = self._row()
+            if row["status"] in ENDED:
+                return self._ended(row)
+            if timeout is not None and waited >= timeout:
+                raise StillWorking(f"trace {self.id} has not ended", value=f"{row['status']} after {timeout:g} s")
+            started = time.monotonic()
+            threading.Event().wait(pause if timeout is None else min(pause, timeout - waited))
+            waited += time.monotonic() - started
+            pause = min(0.25, pause * 1.5)
+
+    async def follow(self) -> AsyncIterator[Row]:
+        """The trace's events in order, as they are committed, until it has ended: seq, name, at, step_id, body."""
+        seen = 0
+        while True:
+            status = await asyncio.to_thread(self.status)
+            for event in await asyncio.to_thread(self._events, seen):
+                seen = event["seq"]
+                yield event
+            if status in ENDED:
+                return
+            await asyncio.sleep(0.1)
+
+    def _ended(self, row: Row) -> Json:
+        if row["status"] == "done":
+            return self.blobs.expand(self.tenant_id, row["result"])
+        error = row["error"] or {}
+        raise TraceFailed(
+            f"trace {self.id} {row['status']}: {error.get('message', 'no reason recorded')}", value=error.get("code"),
+            next=f"agentmesh trace show {self.id}",
+        )  # fmt: skip
+
+    def _row(self) -> Row:
+        rows = self.db.once(
+            "SELECT status, result, error FROM mesh.traces WHERE id = %(id)s AND tenant_id = %(tenant)s",
+            {"id": self.id, "tenant": self.tenant_id},
+        )
+        if not rows:
+            raise StillWorking("the dispatch of this trace has not been committed", value=str(self.id))
+        return rows[0]
+
+    def _events(self, after: int) -> list[Row]:
+        return self.db.once(
+            "SELECT seq, name, at, step_id, call_id, body FROM mesh.events WHERE trace_id = %(id)s"
+            " AND tenant_id = %(tenant)s AND seq > %(after)s ORDER BY seq",
+            {"id": self.id, "tenant": self.tenant_id, "after": after},
+        )
+
+
+class DirectClient:
+    """Accepts intents into the mesh's own database."""
+
+    def __init__(
+        self, db: Database, *, key: SigningKey, grants: Sequence[str], mesh: str, ring: Callable[[Sequence[Ring]], None],
+        blobs: BlobStore, now_s: Callable[[], int],
+    ) -> None:  # fmt: skip
+        self._db, self._key, self._grants, self._mesh = db, key, tuple(grants), mesh
+        self._ring, self._blobs, self._now_s = ring, blobs, now_s
+        self._agents: tuple[float, dict[str, Row]] = (float("-inf"), {})
+
+    def send(self, intent: Intent, *, session: Any = None) -> Trace:
+        """Accept one intent; durable when this returns, unless `session` is given: then with its commit."""
+        return self.send_many([intent], session=session)[0]
+
+    def send_many(self, intents: Sequence[Intent], *, session: Any = None) -> list[Trace]:
+        """Accept all of them or none. Raises UnknownAgent, UnknownIntent, BadPayload, KeyConflict and what the
+        database raises; then nothing was written."""
+        made = [self._accepted(one) for one in intents]
+        point("dispatch.before_commit")
+        if session is not None:
+            ids = self._within(session, made)
+        else:
+            ids = dispatch.accept(self._db, made)
+            point("dispatch.after_commit")
+            self._ring(self._first_rings(made, ids))
+            point("dispatch.after_publish")
+        return [Trace(one, self._key.tenant, self._db, self._blobs) for one in ids]
+
+    def child(self, held: Held, verdict: Verdict, *, depth_limit: int = 16) -> NewTrace:
+        """The trace a delegation makes: in the same context, with no more permissions than its parent has."""
+        if held.depth + 1 > depth_limit:
+            raise DelegationTooDeep("a delegation goes too deep", value=held.depth + 1)
+        intent = Intent.model_validate({
+            "intent": verdict.intent, "from_id": held.agent, "to_id": verdict.to, "context_id": held.context_id,
+            "payload": verdict.payload or {}, "permissions": held.permissions, "priority": held.priority,
+        })  # fmt: skip
+        return self._accepted(intent, tenant=held.tenant_id, grants=held.permissions)
+
+    # --- one intent -----------------------------------------------------------------------------------------------
+
+    def _accepted(self, intent: Intent, *, tenant: str | None = None, grants: Sequence[str] | None = None) -> NewTrace:
+        """The rows of an intent: checked against its agent, its permissions expanded, its envelope signed."""
+        tenant = tenant or self._key.tenant
+        agent = self._agent(intent, tenant)
+        granted = expand_grants(self._grants if grants is None else grants, agent["accepts"])
+        if intent.permissions is not None:
+            granted = tuple(one for one in granted if one in intent.permissions)
+        if is_reference(intent.payload):
+            raise BadPayload("a payload may not look like a reference of ours", value="$blob")
+        payload = intent.payload
+        if len(jsontext.dumps(payload, what="the payload")) > INLINE_PAYLOAD_BYTES:
+            payload = self._blobs.put(tenant, payload, what="the payload")
+        trace_id, jti = new_id(), new_id()
+        envelope = Envelope(
+            meta=Meta(trace_id=trace_id, timestamp=self._now_s(), from_=intent.from_id, to=intent.to_id),
+            context=Context(context_id=intent.context_id, locale=intent.locale, permissions=granted),
+            command=Command(intent=intent.intent, payload=payload, policy=intent.policy),
+        )
+        jws = sign(envelope, self._key, aud=audience(self._mesh, agent["queue"]), jti=jti, now_s=self._now_s())
+        return NewTrace(
+            id=trace_id, envelope_id=jti, tenant_id=tenant, context_id=intent.context_id, agent=intent.to_id,
+            intent=intent.intent, from_id=intent.from_id, queue=agent["queue"], permissions=granted, payload=payload,
+            kid=self._key.kid, jws=jws, priority=intent.priority, locale=intent.locale, delay_s=intent.delay_s,
+            policy=intent.policy.model_dump(mode="json", exclude_none=True) if intent.policy else {},
+            idem_key=intent.idempotency_key, digest=_digest(intent) if intent.idempotency_key else None,
+        )  # fmt: skip
+
+    def _agent(self, intent: Intent, tenant: str) -> Row:
+        at, known = self._agents
+        if intent.to_id not in known or time.monotonic() - at > AGENTS_FRESH_S:
+            known = dispatch.agents(self._db, tenant)
+            self._agents = (time.monotonic(), known)
+        agent = known.get(intent.to_id)
+        if agent is None:
+            near = difflib.get_close_matches(intent.to_id, known, n=1)
+            hint = f" · did you mean {near[0]}?" if near else ""
+            raise UnknownAgent("no worker has announced this agent", value=intent.to_id,
+                               expected=f"one of {', '.join(sorted(known)) or 'none yet'}{hint}")  # fmt: skip
+        if agent["intents"] is not None and intent.intent not in agent["intents"]:
+            raise UnknownIntent(f"agent {intent.to_id} does not know this intent", value=intent.intent,
+                                expected=f"one of {', '.join(agent['intents'])}")  # fmt: skip
+        return agent
+
+    # --- inside a caller's transaction ------------------------------------------------------------------------------
+
+    def _within(self, session: Any, made: list[NewTrace]) -> list[UUID]:
+        from agentmesh.communication.caller import AfterCommit  # noqa: PLC0415 - SQLAlchemy's ORM, only when used
+
+        after = AfterCommit.of(session)
+        ids = dispatch.accept_within(after.connection(), made)
+        after.then(lambda: self._ring(self._first_rings(made, ids)))
+        return ids
+
+    def _first_rings(self, made: Sequence[NewTrace], ids: Sequence[UUID]) -> list[Ring]:
+        return [
+            Ring("trace", one.id, 1, one.queue, f"agent.{one.agent}", one.id, one.priority, one.jws)
+            for one, known in zip(made, ids, strict=True)
+            if one.id == known and one.delay_s is None
+        ]
+
+
+def _digest(intent: Intent) -> str:
+    """What a repeated dispatch under one key must agree on."""
+    said = intent.model_dump(mode="json", exclude={"idempotency_key", "delay_s", "priority"})
+    return jsontext.digest(said)

@@ -1,0 +1,215 @@
+"""Where a run stands, and the change it is about to land: the working values of an executor.
+
+A Position is one held step as the executor sees it; a Draft gathers what its end will mean and lands it once.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+from uuid import UUID
+
+from agentmesh.behavior.session import Note
+from agentmesh.infrastructure.database import Database
+from agentmesh.records import Action, Failure, Json, Policy
+from agentmesh.state import traces
+from agentmesh.state.changes import (
+    AttemptEnd, CallChange, Change, End, Event, MemoryWrite, NewAttempt, NewCall, NewStep, NewTrace, StepChange, plain,
+)  # fmt: skip
+from agentmesh.state.traces import Held, Landed, Taken
+
+KEPT_WITHOUT_TRACE = frozenset({"error_code", "verdict", "ok", "node", "iteration", "strategy", "to", "intent", "trace"})
+"""What stays in an event's body under `record_trace: false`."""
+
+MAX_TEXT = 4000
+
+
+@dataclass(slots=True)
+class Fate:
+    outcome: str = "lost"
+
+
+@dataclass(frozen=True, slots=True)
+class LiveCall:
+    """A call of the step at hand, with the attempt that runs it here (None: it does not run here)."""
+
+    call: dict[str, Any]
+    attempt_id: UUID | None = None
+    result: Json = None
+    error: Json = None
+
+    @classmethod
+    def of(cls, new: NewCall, attempt_id: UUID | None) -> LiveCall:
+        ids = {"id": new.id, "step_id": new.step_id}
+        return cls(plain(new) | ids | {"epoch": 1, "n": int(attempt_id is not None), "failures": 0}, attempt_id)
+
+    def attempt(self) -> NewAttempt:
+        if self.attempt_id is None:
+            raise ValueError("this call does not run here")
+        call = self.call
+        return NewAttempt(
+            self.attempt_id, call["step_id"], "tool", call["n"], call["epoch"], call["id"], call["idem_key"]
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Position:
+    """A step this worker runs: which, in which phase, and what is known of it."""
+
+    held: Held
+    policy: Policy
+    step_id: UUID
+    step_epoch: int
+    node: str
+    kind: Literal["reason", "tools"]
+    phase: Literal["run", "callback"]
+    iteration: int
+    failures: int
+    need: int
+    wins: int
+    pending: int
+    attempt_id: UUID | None
+    attempt_n: int
+    action: Json = None
+    error: Json = None
+    calls: tuple[LiveCall, ...] = ()
+    fate: Fate = field(default_factory=Fate)
+
+    @classmethod
+    def of(cls, taken: Taken) -> Position:
+        step = taken.step
+        calls = tuple(LiveCall(row, None, row["result"], row["error"]) for row in taken.calls)
+        return cls(
+            held=taken.trace, policy=Policy.model_validate_json(json.dumps(taken.trace.policy)), step_id=step["id"],
+            step_epoch=step["epoch"], node=step["node"], kind=step["kind"], phase=step["phase"],
+            iteration=step["iteration"], failures=step["failures"], need=step["need"], wins=step["wins"], pending=0,
+            attempt_id=taken.attempt_id, attempt_n=taken.attempt_n, action=step["action"], error=step["error"], calls=calls,
+        )  # fmt: skip
+
+    @property
+    def outcome(self) -> str:
+        return self.fate.outcome
+
+    def lost(self) -> Position | None:
+        """Nowhere: the trace is somebody else's."""
+        return self.left("lost")
+
+    def left(self, outcome: str) -> Position | None:
+        """Nowhere, for this reason."""
+        self.fate.outcome = outcome
+        return None
+
+    # --- where it goes on
+
+    def on(self, landed: Landed, step: NewStep, *, calls: Iterable[LiveCall], steps: int) -> Position:
+        """At the inline tools step that was just opened."""
+        return replace(
+            self, held=traces.moved(self.held, landed, steps=steps), step_id=step.id, step_epoch=1, node=step.node,
+            kind="tools", phase="run", failures=0, need=step.need, wins=0, pending=step.pending, attempt_id=None,
+            attempt_n=0, action=None, error=None, calls=tuple(calls),
+        )  # fmt: skip
+
+    def with_calls(
+        self, calls: Iterable[LiveCall], *, landed: Landed | None = None, wins: int | None = None, pending: int = 0
+    ) -> Position:
+        held = self.held if landed is None else traces.moved(self.held, landed, steps=self.held.steps)
+        return replace(
+            self, held=held, calls=tuple(calls), wins=self.wins if wins is None else wins, pending=pending
+        )
+
+    def answering(self, action: Action) -> Position:
+        return replace(self, action=action.model_dump(mode="json"))
+
+    def calling_back(self, landed: Landed, attempt: NewAttempt) -> Position:
+        held = traces.moved(self.held, landed, steps=self.held.steps)
+        return replace(self, held=held, phase="callback", failures=0, attempt_id=attempt.id, attempt_n=attempt.n)
+
+    def looped(self, landed: Landed, step: NewStep, attempt: NewAttempt) -> Position:
+        return replace(
+            self, held=traces.moved(self.held, landed, steps=self.held.steps + 1), step_id=step.id, step_epoch=1,
+            node=step.node, kind="reason", phase="run", iteration=step.iteration, failures=0, need=0, wins=0, pending=0,
+            attempt_id=attempt.id, attempt_n=1, action=None, error=None, calls=(),
+        )  # fmt: skip
+
+    # --- what is known
+
+    def action_text(self) -> str:
+        return json.dumps(self.action)
+
+    def last_failure(self) -> Failure:
+        error: Mapping[str, Any] = self.error or {}
+        return Failure(str(error.get("code") or "E_TIMEOUT"), str(error.get("message") or "it failed before"))
+
+    def results(self) -> dict[str, Json]:
+        """Results by label of the calls that are done."""
+        return {one.call["label"]: one.result for one in self.calls if one.call["status"] == "done"}
+
+    def tools_result(self) -> tuple[Json, bool, tuple[dict[str, Json], ...]]:
+        """The step's result as DESIGN names it, whether it succeeded, and why calls failed."""
+        done = [one for one in self.calls if one.call["status"] == "done"]
+        failures = tuple(
+            {"tool": one.call["tool"], "label": one.call["label"], **(one.error or {})}
+            for one in self.calls
+            if one.call["status"] == "failed"
+        )
+        if (self.action or {}).get("strategy") in {"parallel", "mixed"}:
+            return {one.call["label"]: one.result for one in done}, self.wins >= self.need, failures
+        ok = self.wins >= self.need
+        return done[-1].result if ok else None, ok, failures
+
+    def output(self, result: Any) -> Json:
+        """What is kept on the step."""
+        if self.kind == "reason":
+            return {"answer": result.value}
+        return {"results": self.results(), "failures": list(result.failures), "ok": result.ok}
+
+
+class Draft:
+    """What the end of a step will mean; `land` commits it whole."""
+
+    def __init__(self, at: Position) -> None:
+        self.at = at
+        self.events: list[Event] = []
+        self.step_values: dict[str, Any] = {}
+        self.new_steps: list[NewStep] = []
+        self.calls: list[CallChange] = []
+        self.new_calls: list[NewCall] = []
+        self.attempts: list[AttemptEnd] = []
+        self.new_attempts: list[NewAttempt] = []
+        self.memory: list[MemoryWrite] = []
+        self.effects: list[tuple[UUID, str]] = []
+        self.children: list[NewTrace] = []
+        self.end: End | None = None
+
+    def event(self, name: str, step_id: UUID | None = None, *, call_id: UUID | None = None, **body: Json) -> None:
+        if not self.at.policy.record_trace:
+            body = {key: value for key, value in body.items() if key in KEPT_WITHOUT_TRACE}
+        self.events.append(Event(name, step_id or self.at.step_id, call_id, body))
+
+    def notes(self, notes: Iterable[Note], redact: Any) -> None:
+        for note in notes:
+            body = {key: _short(value) for key, value in note.body.items()}
+            self.event(note.event, **redact(body))
+
+    def step(self, **values: Any) -> None:
+        self.step_values |= values
+
+    def ends(self, attempt_id: UUID | None, outcome: Any, error: Json = None) -> None:
+        if attempt_id is not None:
+            self.attempts.append(AttemptEnd(attempt_id, outcome, error))
+
+    def land(self, db: Database, *, keep: bool) -> Landed | None:
+        """Commit; None when the trace is no longer ours."""
+        steps = (StepChange(id=self.at.step_id, **self.step_values),) if self.step_values else ()
+        change = Change(
+            tuple(self.events), steps, tuple(self.new_steps), tuple(self.calls), tuple(self.new_calls),
+            tuple(self.attempts), tuple(self.new_attempts), tuple(self.memory), tuple(self.effects), tuple(self.children),
+            self.end, keep,
+        )  # fmt: skip
+        return traces.commit(db, self.at.held, change)
+
+
+def _short(value: Json) -> Json:
+    return value[:MAX_TEXT] + "…" if isinstance(value, str) and len(value) > MAX_TEXT else value

@@ -1,0 +1,393 @@
+"""Executors: run the steps of a trace that this worker holds, one commit a step.
+
+The shell around `advance`: gather the facts, let it decide, land the decision whole, ring what is ready now. The
+commit that ends a step also starts the next one, so that nothing runs unrecorded. Whoever lost the trace stops.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar
+
+import structlog
+
+from agentmesh.behavior.agents import AgentSpec
+from agentmesh.behavior.reasoners import Reasoner, parse_action
+from agentmesh.behavior.session import Session, SessionBuilder
+from agentmesh.execution import inline
+from agentmesh.execution.advance import (
+    Again, Broke, CallTools, Decided, Fact, Fail, Finish, Handle, Joined, Ruled, State, Visit, advance,
+)  # fmt: skip
+from agentmesh.execution.callbacks import CallbackHandler, StepResult, effects_of
+from agentmesh.execution.draft import Draft, LiveCall, Position
+from agentmesh.execution.failures import failure_of
+from agentmesh.execution.plan import BehaviorPlan
+from agentmesh.execution.router import Dispatch, ToolRouter
+from agentmesh.infrastructure.database import Database
+from agentmesh.infrastructure.faults import point
+from agentmesh.records import Action, Failure, Json, Policy, Ring, Strategy, Verdict, new_id
+from agentmesh.state.blobs import BlobStore
+from agentmesh.state.calls import CONTINUATION
+from agentmesh.state.changes import End, NewAttempt, NewStep, NewTrace
+from agentmesh.state.contexts import SessionManager
+from agentmesh.state.traces import Held, Taken
+
+log = structlog.get_logger("agentmesh.executor")
+
+
+@dataclass(frozen=True, slots=True)
+class HostedAgent:
+    """An agent as this process runs it."""
+
+    spec: AgentSpec
+    plan: BehaviorPlan
+    reasoner: Reasoner
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What executors stand on; wiring fills it."""
+
+    db: Database
+    router: ToolRouter
+    callback: CallbackHandler
+    builder: SessionBuilder
+    sessions: SessionManager
+    blobs: BlobStore
+    ring: Callable[[Sequence[Ring]], None]
+    chord: Callable[[Sequence[Ring], Ring], None]
+    delegate: Callable[[Held, Verdict], NewTrace]
+    pool: ThreadPoolExecutor
+    redact: Callable[[Json], Json] = field(default=lambda value: value)
+
+
+class Executor:
+    """Runs the steps of held traces of one agent. Subclasses choose how an action that does not say so is run."""
+
+    strategy: ClassVar[Strategy] = "serial"
+
+    def __init__(self, agent: HostedAgent, parts: Parts) -> None:
+        self.agent, self.parts = agent, parts
+
+    def run(self, taken: Taken) -> str:
+        """Work the trace until it ends, waits, is handed on or is lost; which of these it was."""
+        at: Position | None = Position.of(taken)
+        last = at
+        while at is not None:
+            last, at = at, self._step(at)
+        return last.outcome if last is not None else "lost"
+
+    # --- one step -------------------------------------------------------------------------------------------------
+
+    def _step(self, at: Position) -> Position | None:
+        if at.phase == "callback":
+            return self._conclude(at, self._result(at), Draft(at))
+        if at.kind == "tools":
+            return self._inline(at)
+        return self._reason(at)
+
+    def _reason(self, at: Position) -> Position | None:
+        if at.failures >= at.policy.reasoner_attempts:
+            return self._broke(at, Draft(at), at.last_failure(), spent=True)
+        draft = Draft(at)
+        try:
+            view = self._view(at)
+            point("reason.before")
+            if hasattr(self.agent.reasoner, "inject_prompt"):
+                self.agent.reasoner.inject_prompt(view)
+            action = parse_action(self.agent.reasoner.select_action(view), default_strategy=self.strategy)
+            point("reason.after_answer")
+            draft.notes(view.taken_notes(), self.parts.redact)
+            step = self._tools_step(at)
+            decision = self._decide(at, Decided(action))
+            plan = self._resolve(at, action, step) if isinstance(decision, CallTools) else None
+        except Exception as exc:  # noqa: BLE001 - whatever a reasoner raises is its step's failure
+            return self._broke(at, Draft(at), failure_of(exc, code="E_REASONER"))
+        draft.event("REASONER_ACTION", **self._chosen(action))
+        if plan is not None:
+            return self._dispatch(at, draft, action, step, plan)
+        return self._answered(at, draft, action)
+
+    def _resolve(self, at: Position, action: Action, step: NewStep) -> Dispatch:
+        return self.parts.router.resolve(
+            action, held=at.held, step=step, allowed=self.agent.spec.tools, policy=at.policy
+        )
+
+    def _dispatch(self, at: Position, draft: Draft, action: Action, step: NewStep, plan: Dispatch) -> Position | None:
+        """End the reason step and open the tools step: on this worker when all of it is inline, else as a chord."""
+        draft.step(status="done", action=action.model_dump(mode="json"))
+        draft.ends(at.attempt_id, "won")
+        made = replace(
+            step, status="running" if plan.inline else "waiting", require=plan.require, need=plan.need, slots=plan.slots,
+            pending=plan.slots, callbacks=effects_of(at.policy), timeout_s=sum(one.timeout_s for one in plan.calls),
+            action={"strategy": action.strategy},
+        )  # fmt: skip
+        draft.new_steps.append(made)
+        draft.new_calls += plan.calls
+        draft.event("TOOL_DISPATCH", made.id, strategy=action.strategy, require=plan.require,
+                    tools=[one.label for one in plan.calls])  # fmt: skip
+        live = [LiveCall.of(one, new_id() if one.status == "running" else None) for one in plan.calls]
+        draft.new_attempts += [one.attempt() for one in live if one.attempt_id is not None]
+        point("tools.before_commit")
+        landed = draft.land(self.parts.db, keep=plan.inline)
+        point("tools.after_commit")
+        if landed is None:
+            return at.lost()
+        if landed.kept:
+            return at.on(landed, made, calls=live, steps=at.held.steps + 1)
+        header = [_call_ring(one.call, at.held) for one in live if one.call["status"] != "held"]
+        body = Ring("step", made.id, 1, at.held.queue, f"agent.{at.held.agent}", at.held.id, _up(at.held.priority))
+        self.parts.chord(header, body)
+        point("tools.after_ring")
+        return at.left("waiting")
+
+    def _answered(self, at: Position, draft: Draft, action: Action) -> Position | None:
+        """The reasoner answered: its callback runs on the same step, in the same commit unless a handler must run."""
+        callbacks = effects_of(at.policy)
+        draft.step(action=action.model_dump(mode="json"), callbacks=callbacks, output={"answer": action.answer})
+        draft.ends(at.attempt_id, "won")
+        if not at.policy.callbacks:
+            return self._conclude(at.answering(action), self._answer(at, action), draft)
+        return self._open_callback(at.answering(action), draft)
+
+    def _open_callback(self, at: Position, draft: Draft) -> Position | None:
+        """Land what is known and start the callback as an attempt of its own: its handlers may take their time."""
+        attempt = NewAttempt(new_id(), at.step_id, "callback", at.attempt_n + 1, at.step_epoch)
+        draft.step(status="running", phase="callback", failures=0, timeout_s=at.policy.callback_timeout_s)
+        draft.new_attempts.append(attempt)
+        landed = draft.land(self.parts.db, keep=True)
+        point("reason.after_commit")
+        if landed is None:
+            return at.lost()
+        return at.calling_back(landed, attempt) if landed.kept else at.left("paused")
+
+    # --- inline tools ---------------------------------------------------------------------------------------------
+
+    def _inline(self, at: Position) -> Position | None:
+        """One round of the calls whose turn it is, all at once; then the next of their slots, or the callback."""
+        running = [one for one in at.calls if one.call["status"] == "running"]
+        outcomes = inline.run_round(running, at, self.parts)
+        draft = Draft(at)
+        folded, calls = inline.count(at, outcomes, draft)
+        if folded.joined:
+            done = at.with_calls(calls)
+            draft.step(pending=0, wins=folded.wins)
+            if at.policy.callbacks:
+                return self._open_callback(done, draft)
+            return self._conclude(done, self._result(done), draft)
+        keep = not folded.later
+        draft.step(status="running" if keep else "waiting", pending=folded.pending, wins=folded.wins,
+                   timeout_s=sum(one.call["timeout_s"] for one in calls))  # fmt: skip
+        rings = inline.start_next(at, calls, folded, draft, keep=keep)
+        landed = draft.land(self.parts.db, keep=keep)
+        if landed is None:
+            return at.lost()
+        if not landed.kept:
+            self.parts.ring(rings)
+            return at.left("waiting")
+        return at.with_calls(calls, landed=landed, wins=folded.wins, pending=folded.pending)
+
+    # --- the callback ---------------------------------------------------------------------------------------------
+
+    def _conclude(self, at: Position, result: StepResult, draft: Draft) -> Position | None:
+        """Handle the result and land the verdict with everything it means."""
+        if at.failures >= at.policy.callback_attempts and at.phase == "callback":
+            return self._broke(at, draft, at.last_failure(), callback=True, spent=True)
+        decision = self._decide(at, Joined(result.ok))
+        if isinstance(decision, Fail):
+            return self._end(at, draft, Fail(_first(result) or decision.failure), status="failed")
+        try:
+            view = replace(self._view(at), result=result.value)
+            point("callback.before")
+            self.agent.reasoner.feedback(result.value)
+            outcome = self.parts.callback.handle(result, at.policy, view)
+            point("callback.after_handler")
+            draft.notes(view.taken_notes(), self.parts.redact)
+            output = self.parts.blobs.shrink(at.held.tenant_id, at.output(result), what="the result of a step")
+            memory = [
+                replace(one, value=self.parts.blobs.shrink(at.held.tenant_id, one.value, what=f"memory {one.key}"))
+                for one in outcome.memory
+            ]
+            decision = self._decide(at, Ruled(outcome.verdict), result=result.value)
+            child = self._child(at, decision)
+        except Exception as exc:  # noqa: BLE001 - whatever a handler raises is its callback's failure
+            return self._broke(at, draft, failure_of(exc, code="E_CALLBACK"), callback=True)
+        draft.event("REASONER_FEEDBACK", ok=result.ok)
+        if memory:
+            draft.memory += memory
+            draft.event("MEMORY_WRITE", keys=[f"{one.type}:{one.key}" for one in memory])
+        draft.event("CALLBACK_RESULT", ok=result.ok, callbacks=list(outcome.effects))
+        draft.event("CALLBACK_NEXT_ACTION", verdict=outcome.verdict.kind)
+        draft.effects += [(at.step_id, name) for name in outcome.effects]
+        draft.step(output=output)
+        if at.phase == "callback":
+            draft.ends(at.attempt_id, "won")
+        if isinstance(decision, Visit):
+            return self._loop(at, draft, decision)
+        if child is not None:
+            draft.children.append(child)
+            draft.event("EXEC_DELEGATE", to=child.agent, intent=child.intent, trace=str(child.id))
+        return self._end(at, draft, decision)
+
+    def _child(self, at: Position, decision: object) -> NewTrace | None:
+        if isinstance(decision, Finish) and decision.delegate is not None:
+            return self.parts.delegate(at.held, decision.delegate)
+        return None
+
+    def _loop(self, at: Position, draft: Draft, decision: Visit) -> Position | None:
+        step = NewStep(
+            new_id(), decision.node, "reason", "running", decision.iteration, at.held.steps + 1, at.step_id,
+            timeout_s=at.policy.reasoner_timeout_s,
+        )  # fmt: skip
+        attempt = NewAttempt(new_id(), step.id, "reason", 1, 1)
+        draft.step(status="done")
+        draft.new_steps.append(step)
+        draft.new_attempts.append(attempt)
+        draft.event("EXEC_LOOP", step.id, node=decision.node, iteration=decision.iteration)
+        landed = draft.land(self.parts.db, keep=True)
+        point("callback.after_commit")
+        if landed is None:
+            return at.lost()
+        return at.looped(landed, step, attempt) if landed.kept else at.left("paused")
+
+    # --- ends -----------------------------------------------------------------------------------------------------
+
+    def _broke(
+        self, at: Position, draft: Draft, failure: Failure, *, callback: bool = False, spent: bool = False
+    ) -> Position | None:
+        """The reasoner or the callback failed: once more after a back-off, or the end its policy says.
+
+        `spent`: its attempts were used up before this one, which is ended without having run.
+        """
+        own = callback == (at.phase == "callback")  # else it ran in the same commit as what it handles
+        failures = (at.failures if own else 0) + (0 if spent else 1)
+        decision = self._decide(at, Broke(failure, failures, callback))
+        if own:
+            draft.ends(at.attempt_id, "released" if spent else "failed", failure.as_json())
+        draft.event("EXEC_ROLLBACK", error=failure.as_json(), failures=failures)
+        if isinstance(decision, Again):
+            phase = "callback" if callback else "run"
+            draft.step(status="ready", phase=phase, failures=failures, error=failure.as_json(),
+                       wake_s=_pause_s(at.policy, decision))  # fmt: skip
+            return at.left("retrying") if draft.land(self.parts.db, keep=False) else at.lost()
+        return self._end(at, draft, decision, status="failed")
+
+    def _end(self, at: Position, draft: Draft, decision: object, *, status: str = "done") -> Position | None:
+        match decision:
+            case Finish(result=result):
+                value = self.parts.blobs.shrink(at.held.tenant_id, result, what="the result of the trace")
+                draft.step(status="done" if status == "done" else "failed")
+                draft.event("EXEC_DONE")
+                draft.end = End("done", result=value)
+            case Fail(failure=failure):
+                draft.step(status=status, error=failure.as_json())
+                draft.event("EXEC_FAIL", error_code=failure.code, message=failure.message[:500])
+                draft.end = End("failed", error=failure.as_json())
+            case _:
+                raise AssertionError(f"{decision} is no end")
+        point("finish.before_commit")
+        landed = draft.land(self.parts.db, keep=False)
+        point("finish.after_commit")
+        if landed is None:
+            return at.lost()
+        log.info(draft.end.status, trace_id=str(at.held.id), agent=at.held.agent)
+        self.parts.ring([_first_ring(child) for child in draft.children])
+        return at.left(draft.end.status)
+
+    # --- facts ----------------------------------------------------------------------------------------------------
+
+    def _decide(self, at: Position, fact: Fact, *, result: Json = None) -> Any:
+        return advance(
+            self.agent.plan, State(at.node, at.iteration, at.held.steps, at.policy, fact, result)
+        )
+
+    def _tools_step(self, at: Position) -> NewStep:
+        node = self.agent.plan.of_kind("tools").id
+        return NewStep(new_id(), node, "tools", "waiting", at.iteration, at.held.steps + 1, at.step_id)
+
+    def _view(self, at: Position) -> Session:
+        held, parts = at.held, self.parts
+        expand = parts.blobs.expand
+        memory = parts.sessions.memory(held.tenant_id, held.context_id, held.id)
+        results = parts.sessions.results(held.tenant_id, held.id) if at.held.steps > 1 else {}
+        results |= at.results()
+        return parts.builder.build(
+            self.agent.spec.session.strategy, self.agent.spec.session.options,
+            trace_id=str(held.id), context_id=held.context_id, tenant=held.tenant_id, agent=held.agent,
+            intent=held.intent, from_=held.from_id, payload=expand(held.tenant_id, held.payload),
+            memory={key: expand(held.tenant_id, value) for key, value in memory.items()},
+            results={key: expand(held.tenant_id, value) for key, value in results.items()},
+            step=held.steps, iteration=at.iteration - 1, node=at.node, locale=held.locale, permissions=held.permissions,
+            tools=self.agent.spec.tools, policy=at.policy,
+        )  # fmt: skip
+
+    def _result(self, at: Position) -> StepResult:
+        if at.kind == "reason":
+            return self._answer(at, Action.model_validate_json(at.action_text()))
+        value, ok, failures = at.tools_result()
+        expanded = _expanded(value, lambda one: self.parts.blobs.expand(at.held.tenant_id, one))
+        return StepResult(at.step_id, at.node, ok, False, expanded, failures)
+
+    def _answer(self, at: Position, action: Action) -> StepResult:
+        return StepResult(at.step_id, at.node, True, True, action.answer)
+
+    def _chosen(self, action: Action) -> dict[str, Json]:
+        said = action.model_dump(mode="json", exclude_none=True, exclude={"candidates", "propensity", "policy_version"})
+        redacted: Json = self.parts.redact(said)
+        return {
+            "action": redacted, "candidates": list(action.candidates), "propensity": action.propensity,
+            "policy_version": action.policy_version,
+        }  # fmt: skip
+
+
+class SequentialExecutor(Executor):
+    """An action that names no strategy runs its tools one after the other."""
+
+    strategy: ClassVar[Strategy] = "serial"
+
+
+class ParallelExecutor(Executor):
+    """An action that names no strategy runs its tools at once."""
+
+    strategy: ClassVar[Strategy] = "parallel"
+
+
+EXECUTORS: dict[str, type[Executor]] = {"sequential": SequentialExecutor, "parallel": ParallelExecutor}
+"""The executors agents choose from, by name."""
+
+
+def _expanded(value: Json, expand: Callable[[Json], Json]) -> Json:
+    whole = expand(value)
+    if isinstance(whole, dict) and whole is value:
+        return {key: expand(one) for key, one in whole.items()}
+    return whole
+
+
+def _first(result: StepResult) -> Failure | None:
+    if not result.failures:
+        return None
+    first = result.failures[0]
+    return Failure(str(first.get("code") or "E_TOOLS"), str(first.get("message") or "a tool failed"),
+                   detail={"tool": first.get("tool")})  # fmt: skip
+
+
+def _pause_s(policy: Policy, again: Again) -> float:
+    if again.after_s is not None:
+        return again.after_s
+    ceiling: float = min(policy.backoff.cap_s, policy.backoff.base_s * 2.0 ** (again.failures - 1))
+    return random.uniform(0, ceiling)  # noqa: S311 - spreads retries, guards nothing
+
+
+def _call_ring(call: dict[str, Any], held: Held) -> Ring:
+    return Ring("call", call["id"], call["epoch"], call["queue"], call["task"], held.id, _up(call["priority"]))
+
+
+def _first_ring(trace: NewTrace) -> Ring:
+    return Ring("trace", trace.id, 1, trace.queue, f"agent.{trace.agent}", trace.id, trace.priority, trace.jws)
+
+
+def _up(priority: int) -> int:
+    return min(9, priority + CONTINUATION)

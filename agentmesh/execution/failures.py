@@ -1,0 +1,25 @@
+"""An exception as it is recorded: a stable code, one line, and whether doing it again could help."""
+
+from __future__ import annotations
+
+from agentmesh.errors import MeshError, Permanent, Retry
+from agentmesh.records import Failure
+
+PERMANENT = frozenset({
+    "E_TOOL_UNKNOWN", "E_FORBIDDEN", "E_ARGUMENTS", "E_RESULT", "E_ACTION", "E_JSON", "E_PAYLOAD_TOO_LARGE", "E_RULE",
+    "E_TOOL_COMMITTED", "E_DEPTH", "E_AGENT_UNKNOWN", "E_INTENT_UNKNOWN", "E_CALLBACK",
+})  # fmt: skip
+
+
+def failure_of(exc: BaseException, *, code: str) -> Failure:
+    """What is recorded of `exc`; `code` is for exceptions that are not ours."""
+    match exc:
+        case MeshError():
+            detail = {"value": exc.value, "expected": exc.expected}
+            return Failure(exc.code, exc.what, permanent=exc.code in PERMANENT, detail=detail)
+        case Permanent():
+            return Failure(code, str(exc) or "permanent failure", permanent=True, detail={"type": "Permanent"})
+        case Retry():
+            return Failure(code, str(exc), after_s=exc.after, detail={"type": "Retry"})
+        case _:
+            return Failure(code, f"{type(exc).__name__}: {exc}", detail={"type": type(exc).__name__})

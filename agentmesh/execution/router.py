@@ -1,0 +1,145 @@
+"""The ToolRouter: an action becomes slots of calls, or is refused.
+
+Checked here, whatever a reasoner wants: that every tool exists, that the agent may use it, that the trace has the
+permissions it needs, and that its arguments fit its schema. Nothing in an action can widen any of these.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Literal
+from uuid import UUID
+
+from agentmesh.errors import BadAction, Forbidden
+from agentmesh.execution.tools import Tool, ToolRegistry, unknown_tool
+from agentmesh.infrastructure.database import Row
+from agentmesh.records import Action, Backoff, Effect, Json, Policy, ToolUse, new_id, tool_queue
+from agentmesh.state.changes import NewCall, NewStep
+from agentmesh.state.traces import Held
+
+MAX_CALLS = 10_000
+
+
+@dataclass(frozen=True, slots=True)
+class Offer:
+    """What is known of a tool here: its own declaration, or what another worker announced."""
+
+    name: str
+    queue: str
+    needs: tuple[str, ...]
+    effect: Effect
+    inline: bool
+    tx: bool
+    timeout_s: float
+    attempts: int
+    backoff: Backoff
+    tool: Tool | None
+
+
+@dataclass(frozen=True, slots=True)
+class Dispatch:
+    """A tools step to be: how many slots, how many wins it needs, and its calls in slot order."""
+
+    slots: int
+    need: int
+    require: str
+    calls: tuple[NewCall, ...]
+    inline: bool
+
+
+class ToolRouter:
+    """Resolves the actions of one process's agents. `announced()` gives the tools of other workers by name."""
+
+    def __init__(self, registry: ToolRegistry, announced: Callable[[str], dict[str, Row]], *, fan_out: int = MAX_CALLS) -> None:
+        self._registry = registry
+        self._announced = announced
+        self._fan_out = min(fan_out, MAX_CALLS)
+
+    def tool(self, name: str) -> Tool:
+        """The tool's code in this process. Raises UnknownTool."""
+        return self._registry.get(name)
+
+    def resolve(self, action: Action, *, held: Held, step: NewStep, allowed: Iterable[str], policy: Policy) -> Dispatch:
+        """The calls of `action` for this visit. Raises UnknownTool, Forbidden, BadArguments or BadAction."""
+        uses = [use for slot in action.slots for use in slot]
+        if len(uses) > self._fan_out:
+            raise BadAction("an action has too many calls", value=len(uses), expected=f"at most {self._fan_out}")
+        offers = {name: self._offer(name, held, set(allowed)) for name in sorted({use.tool for use in uses})}
+        for use in uses:
+            tool = offers[use.tool].tool
+            if tool is not None:
+                tool.check(use.args)
+        inline = all(one.inline and not one.tx for one in offers.values())
+        shape = _shape(action)
+        need = {"all": len(shape), "any": 1}.get(str(action.require), action.require)
+        calls = [
+            self._call(use, offers[use.tool], (slot, idx, len(in_slot)), mode, (held, step, policy), inline=inline)
+            for slot, (mode, in_slot) in enumerate(shape)
+            for idx, use in enumerate(in_slot)
+        ]
+        return Dispatch(len(shape), int(need), str(action.require), tuple(calls), inline)
+
+    def _offer(self, name: str, held: Held, allowed: set[str]) -> Offer:
+        announced = {} if name in self._registry else self._announced(held.tenant_id)
+        if name not in self._registry and name not in announced:
+            raise unknown_tool(name, allowed | {one.name for one in self._registry.list()} | announced.keys())
+        if name not in allowed:
+            raise Forbidden(f"agent {held.agent} may not use tool {name}", value=name,
+                            expected=f"one of {', '.join(sorted(allowed)) or 'none'}")  # fmt: skip
+        offer = _local(self._registry.get(name)) if name in self._registry else _remote(announced[name])
+        missing = sorted(set(offer.needs) - set(held.permissions))
+        if missing:
+            raise Forbidden(f"the trace lacks what tool {name} needs", value=", ".join(missing),
+                            expected=f"one of {', '.join(held.permissions) or 'none'}")  # fmt: skip
+        return offer
+
+    def _call(
+        self, use: ToolUse, offer: Offer, place: tuple[int, int, int], mode: Literal["all", "first"],
+        visit: tuple[Held, NewStep, Policy], *, inline: bool,
+    ) -> NewCall:  # fmt: skip
+        held, step, policy = visit
+        slot, idx, size = place
+        here = offer.inline
+        return NewCall(
+            id=new_id(), step_id=step.id, slot=slot, idx=idx, slot_size=size, slot_mode=mode, tool=offer.name,
+            label=use.label, args=use.args, needs=offer.needs, effect=offer.effect, inline=inline,
+            status="held" if idx else "running" if inline else "ready",
+            queue=held.queue if here else offer.queue, task=f"agent.{held.agent}" if here else f"tool.{offer.name}",
+            priority=held.priority, idem_key=idempotency_key(held.id, step.node, step.iteration, slot, idx),
+            timeout_s=policy.tool_timeout_s or offer.timeout_s,
+            max_attempts=1 if offer.effect == "once" else policy.tool_attempts or offer.attempts,
+            backoff_s=offer.backoff.base_s, backoff_cap_s=offer.backoff.cap_s,
+        )  # fmt: skip
+
+
+def idempotency_key(trace_id: UUID, node: str, iteration: int, slot: int, idx: int) -> str:
+    """Stable over attempts and retries of one call, new for a new visit of its node or another trace."""
+    return hashlib.sha256(f"{trace_id}/{node}/{iteration}/{slot}/{idx}".encode()).hexdigest()[:40]
+
+
+def _shape(action: Action) -> list[tuple[Literal["all", "first"], tuple[ToolUse, ...]]]:
+    uses = tuple(use for slot in action.slots for use in slot)
+    match action.strategy:
+        case "serial":
+            return [("all", uses)]
+        case "parallel":
+            return [("all", (use,)) for use in uses]
+        case "fallback":
+            return [("first", uses)]
+        case "mixed":
+            return [("first", slot) for slot in action.slots]
+
+
+def _local(tool: Tool) -> Offer:
+    return Offer(tool.name, tool.queue, tool.needs, tool.effect, tool.inline, tool.tx, tool.timeout_s, tool.attempts,
+                 tool.backoff, tool)  # fmt: skip
+
+
+def _remote(row: Row) -> Offer:
+    spec: dict[str, Json] = row["spec"]
+    return Offer(
+        row["id"], row["queue"] or tool_queue("tools"), tuple(row["needs"]), row["effect"], False, bool(spec["tx"]),
+        float(spec["timeout_s"]), int(spec["attempts"]), Backoff.model_validate(spec["backoff"]), None,
+    )  # fmt: skip

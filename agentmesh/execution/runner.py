@@ -1,0 +1,116 @@
+"""ToolRunner: one call as a leaf, on a tool worker or on an agent's queue.
+
+Claim, run, record. A transactional tool runs inside the transaction that records its result: our guarded UPDATE comes
+last, and losing it rolls everything back. Whatever comes too late is noted as stale and changes nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+from uuid import UUID
+
+import psycopg
+import structlog
+
+from agentmesh.errors import ToolCommitted
+from agentmesh.execution.failures import failure_of
+from agentmesh.execution.invoke import context, invoke
+from agentmesh.execution.tools import Tool, ToolContext, ToolRegistry
+from agentmesh.infrastructure.database import Database, Tx
+from agentmesh.infrastructure.faults import point
+from agentmesh.records import Json, Ring, new_id
+from agentmesh.state import calls
+from agentmesh.state.blobs import BlobStore
+from agentmesh.state.calls import Claimed, Settled, TaskManager
+from agentmesh.state.traces import Holder
+
+log = structlog.get_logger("agentmesh.call")
+
+Notes = Callable[[str, UUID, UUID], Any]
+"""note(kind, row id, claim id) before a claim is sent; the context manager it returns forgets it afterwards."""
+
+
+class ToolRunner:
+    """Runs claimed calls of one process."""
+
+    def __init__(
+        self, db: Database, tasks: TaskManager, registry: ToolRegistry, blobs: BlobStore, *, note: Notes,
+        holder: Callable[[], Holder],
+    ) -> None:  # fmt: skip
+        self._db, self._tasks, self._registry, self._blobs = db, tasks, registry, blobs
+        self._note, self._holder = note, holder
+
+    def run(self, ring: Ring) -> Settled | None:
+        """What recording the call's outcome led to; None when there was nothing to do, or it came too late."""
+        attempt = new_id()
+        with self._note("call", ring.id, attempt):
+            claimed = self._tasks.claim(ring, holder=self._holder(), attempt_id=attempt)
+            if claimed is None:
+                return None
+            point("call.after_claim")
+            return self._work(claimed)
+
+    def _work(self, claimed: Claimed) -> Settled | None:
+        row = claimed.row
+        settled: Settled | None
+        try:
+            tool = self._registry.get(row["tool"])
+            ctx = self._context(claimed)
+            if tool.tx:
+                settled = self._transact(tool, claimed, ctx)
+            else:
+                value = self._shrunk(claimed, invoke(tool, self._expanded(claimed), ctx))
+                settled = self._tasks.record(claimed, "won", result=value)
+        except (psycopg.OperationalError, psycopg.InterfaceError):
+            raise
+        except Exception as exc:  # noqa: BLE001 - whatever a tool raises is its call's failure
+            settled = self._tasks.record(claimed, "failed", failure=failure_of(exc, code="E_TOOL"))
+        point("call.after_commit")
+        status = "stale" if settled is None else settled.status
+        log.info("TOOL_EXEC" if status == "done" else "TOOL_FAIL", call_id=str(row["id"]), tool=row["tool"],
+                 trace_id=str(row["trace_id"]), attempt=row["n"], status=status)  # fmt: skip
+        return settled
+
+    def _transact(self, tool: Tool, claimed: Claimed, ctx: ToolContext) -> Settled | None:
+        """The tool's SQL and its recorded result in one transaction; a commit without answer is settled by release."""
+        with self._db.engine.connect().execution_options(isolation_level="READ COMMITTED") as connection:
+            driver = connection.connection.driver_connection
+            if driver is None:
+                raise RuntimeError("the pool gave no connection")
+            transaction = connection.begin()
+            backend = _transaction_id(driver)
+            value = self._shrunk(claimed, invoke(tool, self._expanded(claimed), replace(ctx, tx=connection)))
+            if not transaction.is_active or _transaction_id(driver) != backend:
+                raise ToolCommitted(f"tool {tool.name} ended the transaction it was given", value=tool.name)
+            point("call.in_commit")
+            settled = calls.settle(Tx(driver), claimed.row, worker_id=claimed.holder.worker_id, outcome="won", result=value)
+            if settled is None:
+                transaction.rollback()
+                calls.mark_stale(self._db, claimed)
+                return None
+            transaction.commit()
+            return settled
+
+    def _context(self, claimed: Claimed) -> ToolContext:
+        row = claimed.row
+        expand = self._blobs.expand
+        earlier = {label: expand(row["tenant_id"], one) for label, one in (row["earlier"] or {}).items()}
+        return context(
+            row, payload=expand(row["tenant_id"], row["payload"]), results=earlier, attempt=row["n"],
+            holds=lambda: self._tasks.still_mine(claimed), report=lambda said: self._tasks.report(claimed, said),
+        )  # fmt: skip
+
+    def _expanded(self, claimed: Claimed) -> dict[str, Json]:
+        args: dict[str, Json] = self._blobs.expand(claimed.row["tenant_id"], claimed.row["args"])
+        return args
+
+    def _shrunk(self, claimed: Claimed, value: Json) -> Json:
+        return self._blobs.shrink(claimed.row["tenant_id"], value, what=f"the result of {claimed.row['tool']}")
+
+
+def _transaction_id(driver: Any) -> object:
+    with driver.cursor() as cursor:
+        cursor.execute("SELECT pg_current_xact_id()")
+        return cursor.fetchone()
