@@ -6,6 +6,8 @@ knows a database, a queue or the label of a message.
 
 from __future__ import annotations
 
+from importlib.resources import files
+from pathlib import Path
 from typing import Final
 
 from agentmesh.behavior.reasoners import ReasonerBase
@@ -17,27 +19,9 @@ from agentmesh.records import Json
 GIVE_UP_AFTER = 6
 """Visits to the reasoner after which a case goes to a person as it is."""
 
-COMPLAINT_AGENT: Final = {
-    "agent": "complaint_analysis_agent",
-    "version": "1",
-    "intents": ["analyze_complaint_and_solve"],
-    "tools": [
-        "similar_cases", "open_cases", "policy_that_applies",
-        "ask_model", "vote_of_similar_cases", "keyword_rules",
-    ],
-    "callbacks": ["decide_on_complaint"],
-    "grants": ["cases:read", "cases:classify", "policies:read", "model:ask", "reports:write"],
-}  # fmt: skip
-"""`reports:write` is not its own need: what it delegates may hold only what it holds itself."""
-
-REPORT_AGENT: Final = {
-    "agent": "report_agent",
-    "version": "1",
-    "intents": ["generate_report"],
-    "tools": ["file_case"],
-    "callbacks": ["decide_on_report"],
-    "grants": ["reports:write"],
-}
+HOME: Final = Path(str(files("agentmesh.demo")))
+"""Where the two agent files lie: an `agents.paths` of settings, as TOOLS is a `tools.imports`."""
+TOOLS: Final = "agentmesh.demo.tools"
 
 
 class ComplaintReasoner(ReasonerBase):

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import Any
 
 import pytest
 
-from agentmesh.behavior.reasoners import parse_action
+from agentmesh.behavior.agents import load_agents
+from agentmesh.behavior.reasoners import ReasonerBase, parse_action
 from agentmesh.behavior.session import Session
 from agentmesh.demo.agents import (
-    COMPLAINT_AGENT,
     GIVE_UP_AFTER,
-    REPORT_AGENT,
+    HOME,
+    TOOLS,
     ComplaintReasoner,
     ReportReasoner,
     decide_on_complaint,
     decide_on_report,
 )
+from agentmesh.execution.callbacks import HANDLERS
+from agentmesh.execution.tools import TOOLS as REGISTERED
 from agentmesh.records import Action, Verdict
 
 PAYLOAD = {"run": "r", "case": "test-1", "text": "Where is it?", "customer": 3, "age_days": 1}
@@ -120,5 +124,17 @@ def test_a_case_that_could_not_be_filed_fails_its_trace() -> None:
     assert decide_on_report(None, session())["verdict"] == "abort"
 
 
+def test_the_agent_files_name_what_is_there() -> None:
+    import_module(TOOLS)
+    specs = load_agents([HOME])
+    assert sorted(specs) == ["complaint_analysis_agent", "report_agent"]
+    for spec in specs.values():
+        assert isinstance(spec.make_reasoner(), ReasonerBase)
+        assert set(spec.policy.callbacks or ()) <= set(HANDLERS)
+        for name in spec.tools:
+            assert set(REGISTERED.get(name).needs) <= set(spec.grants)
+
+
 def test_the_complaint_agent_holds_what_its_delegate_needs() -> None:
-    assert set(REPORT_AGENT["grants"]) <= set(COMPLAINT_AGENT["grants"])
+    specs = load_agents([HOME])
+    assert set(specs["report_agent"].grants) <= set(specs["complaint_analysis_agent"].grants)
