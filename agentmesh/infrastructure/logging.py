@@ -10,6 +10,7 @@ import json
 import re
 import sys
 from collections.abc import Mapping, MutableMapping
+from functools import lru_cache
 from typing import Any, Literal, TextIO
 
 from agentmesh.records import Json
@@ -24,9 +25,18 @@ SECRET_KEY = re.compile(
 ABOUT = re.compile(
     r"_(?:id|ids|count|counts|limit|type|name|names|used|usage|at|url|hash|fingerprint)$|^max_|^(?:input|output|total)_tokens$|^tokens$"
 )
+# A text with none of these holds no secret we know how to see; most texts are such.
+HINTS = (
+    "://", "-----begin", "bearer", "basic", "eyj", "sk-", "sk_", "ghp", "gho", "xox", "pass", "pwd",
+    "secret", "token", "key",
+)  # fmt: skip
 _WORDS = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|[^A-Za-z0-9]+")
-_URL_PASSWORD = re.compile(
-    r"(?P<head>[A-Za-z][A-Za-z0-9+.-]*://[^\s:/@]{0,256}:)[^\s@/]{1,512}(?=@)"
+# Every repetition in these is bounded or runs once over its text: they meet foreign text.
+_URL_PASSWORD = re.compile(r"(?P<head>[A-Za-z0-9+.-]{1,32}://[^\s:/@]{0,256}:)[^\s/]{1,512}(?=@)")
+_PAIR = re.compile(
+    r"(?P<head>(?:passw(?:or)?d|pwd|passphrase|secret|token|api[_-]?key|access[_-]?key)"
+    r"(?:=[\"']?|[\"']\s?[:=]\s?[\"']))[^\s\"'&,;]{1,2048}",
+    re.IGNORECASE,
 )
 _BEARER = re.compile(r"\b(?P<head>[Bb]earer|[Bb]asic)\s+[A-Za-z0-9._~+/=-]{8,}")
 _TOKEN = re.compile(
@@ -40,6 +50,7 @@ _UNPRINTABLE = re.compile(
 )
 
 
+@lru_cache(maxsize=2048)
 def is_secret(key: str) -> bool:
     """Whether a value under this key is masked whatever it is: password, apiKey, X-Auth-Token …"""
     name = "_".join(word.lower() for word in _WORDS.split(key) if word)
@@ -67,10 +78,14 @@ def redact(value: Json) -> Json:
 
 
 def _redact_text(text: str) -> str:
+    lowered = text.lower()
+    if not any(hint in lowered for hint in HINTS):
+        return text
     if "://" in text:
         text = _URL_PASSWORD.sub(rf"\g<head>{MASK}", text)
     if "-----BEGIN" in text:
         text = _PEM.sub(MASK, text)
+    text = _PAIR.sub(rf"\g<head>{MASK}", text)
     text = _BEARER.sub(rf"\g<head> {MASK}", text)
     return _TOKEN.sub(MASK, text)
 

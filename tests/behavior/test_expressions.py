@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 import time
+from pathlib import Path
 
 import cel
 import pytest
@@ -14,6 +17,7 @@ from agentmesh.behavior import expressions
 from agentmesh.errors import BadRule
 from agentmesh.records import Json
 
+ROOT = Path(__file__).parents[2]
 VALUES: dict[str, Json] = {
     "payload": {
         "kind": "refund",
@@ -310,3 +314,14 @@ def test_any_text_is_read_or_refused(text: str) -> None:
         expressions.compile(text, source="a").evaluate({"a": 1, "x": [1]})
     except BadRule:
         return
+
+
+def test_the_evaluator_comes_without_its_terminal_toolkit() -> None:
+    code = (
+        "import sys; from agentmesh.behavior import expressions;"
+        "assert expressions.compile('1 + 1', source='a').evaluate({}) == 2; print(*sys.modules)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT
+    )
+    assert not {"prompt_toolkit", "typer", "rich"} & set(done.stdout.split())
