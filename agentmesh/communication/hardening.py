@@ -15,9 +15,17 @@ from celery import Celery
 from celery.worker.consumer import Consumer
 from celery.worker.control import Panel
 from celery.worker.request import Request
-from kombu import compression, serialization
+from kombu import compression as kombu_compression
+from kombu import serialization as kombu_serialization
+from kombu.transport import redis as kombu_redis
+
+from agentmesh.communication.pgq import NO_MESSAGE
 
 log = logging.getLogger(__name__)
+# kombu is annotated in part
+compression: Any = kombu_compression
+redis: Any = kombu_redis
+serialization: Any = kombu_serialization
 
 MAX_MESSAGE_BYTES = 256 * 1024  # an envelope has 64 KiB at most; twice base64 and its headers fit
 _PLAIN = ("application/data", "application/text")  # kombu trusts these without looking at accept_content
@@ -49,6 +57,7 @@ def harden(app: Celery, *, on_refused: Callable[[str], None] | None = None) -> N
             Panel.meta.pop(name)
             Panel.data.pop(name)
             Panel.data.pop(info.alias, None)
+    redis.Transport.Channel = SturdyRedis
     app.on_refused_message = on_refused
 
 
@@ -63,14 +72,25 @@ def strip_foreign_canvas(task: Any) -> None:
     request.callbacks = request.errbacks = request.chain = None
 
 
-class QuietRequest(Request):
+class SturdyRedis(redis.Channel):  # type: ignore[misc]
+    """kombu's channel, which something in a list that is no message does not end."""
+
+    def _brpop_read(self, **options: Any) -> Any:
+        try:
+            return super()._brpop_read(**options)
+        except NO_MESSAGE as exc:
+            log.error("what came from Redis was dropped: %s", type(exc).__name__)  # noqa: TRY400 - not its content
+            return None
+
+
+class QuietRequest(Request):  # type: ignore[misc]
     """What `inspect active` and Flower are told of a message: the representations, never the arguments."""
 
     def info(self, safe: bool = False) -> Any:  # noqa: ARG002, FBT001, FBT002 - Celery's signature
         return super().info(safe=True)
 
 
-class Door(Consumer):
+class Door(Consumer):  # type: ignore[misc]
     """Celery's consumer behind a door: what is not a plain JSON task message of protocol 2 is rejected unread, and
     what a message orders beyond its arguments (canvas, delays, limits) is dropped."""
 
@@ -116,11 +136,12 @@ def _disarm(message: Any) -> None:
         if message.headers.get(order) is not None:
             message.headers[order] = None
     try:
-        args, kwargs, embed = json.loads(bytes(message.body) if isinstance(message.body, memoryview) else message.body)
-        if not (isinstance(args, list) and isinstance(kwargs, dict) and isinstance(embed, dict)):
-            raise TypeError
+        body = json.loads(bytes(message.body) if isinstance(message.body, memoryview) else message.body)
+        args, kwargs, embed = body
     except (ValueError, TypeError, RecursionError):
         raise Refused("its body is not arguments") from None
+    if not (isinstance(body, list) and (list, dict, dict) == (type(args), type(kwargs), type(embed))):
+        raise Refused("its body is not arguments")
     if any(embed.get(order) for order in _CANVAS):
         kept = {**embed, **dict.fromkeys(_CANVAS)}
         message.body = json.dumps((args, kwargs, kept))

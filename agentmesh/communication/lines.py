@@ -14,25 +14,27 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, ClassVar, Protocol
 
-import kombu.exceptions
 import psycopg
 import redis.exceptions
-from amqp.exceptions import AMQPError, NotFound
+from amqp.exceptions import AMQPError, NotFound  # type: ignore[import-untyped]
 from celery import Celery
-from kombu import Connection, Producer
-from kombu.utils.json import dumps
+from kombu import messaging as kombu_messaging
+from kombu.exceptions import KombuError, OperationalError
+from kombu.utils import json as kombu_json
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from agentmesh.infrastructure.pgq_store import Put
 from agentmesh.records import Ring
 
+# kombu is annotated in part
+kombu: Any = kombu_json
+messaging: Any = kombu_messaging
 CONNECT_S = 1.0
 ANSWER_S = 2.0
 
 LOST = (
-    OSError, AMQPError, redis.exceptions.RedisError, psycopg.Error, kombu.exceptions.OperationalError,
-    kombu.exceptions.KombuError,
+    OSError, AMQPError, redis.exceptions.RedisError, psycopg.Error, OperationalError, KombuError,
 )  # fmt: skip
 """What a broker that is away, or goes away, raises."""
 
@@ -74,7 +76,7 @@ class _Line:
 
     def __init__(self, app: Celery, options: dict[str, Any]) -> None:
         self._origin = f"{os.getpid()}@{socket.gethostname()}"
-        self._connection: Connection = app.connection_for_write(
+        self._connection: Any = app.connection_for_write(
             heartbeat=0,  # nobody would send the beats of an idle line; a dead one is found at its next use
             connect_timeout=CONNECT_S,
             transport_options={**app.conf.broker_transport_options, **options},
@@ -98,13 +100,13 @@ class _Line:
         """The message as the virtual transports keep it."""
         made = self.message(ring)
         self.channel._inplace_augment_message(made, "", ring.queue)
-        text: str = dumps(made)
+        text: str = kombu.dumps(made)
         return text
 
     @contextmanager
     def producer(self) -> Iterator[Any]:
         """A kombu producer whose messages leave together where the broker can do that."""
-        made = Producer(self.channel, auto_declare=False)
+        made = messaging.Producer(self.channel, auto_declare=False)
         if not made.supports_batch_publish:
             yield made
             return

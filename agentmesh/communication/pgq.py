@@ -20,18 +20,23 @@ from typing import Any
 
 import psycopg
 import sqlalchemy as sa
-from kombu.transport import TRANSPORT_ALIASES, virtual
-from kombu.utils.json import dumps, loads
+from kombu.transport import TRANSPORT_ALIASES
+from kombu.transport import virtual as kombu_virtual
+from kombu.utils import json as kombu_json
 
 from agentmesh.infrastructure.pgq_store import DEADLINE_S, Binding, Put, Session
 
 log = logging.getLogger(__name__)
+virtual: Any = kombu_virtual  # kombu is annotated in part, and wrongly for subclasses
+kombu: Any = kombu_json
 
 SCHEME = "pgq"
 LOOK_S = 0.5
 PROVE_S = 4.0  # a listener behind a silent hole is found within this and the session's deadline
 KEEP_S = 30.0  # how often a consumer says that its transient queues live
 BATCH = 32
+NO_MESSAGE = (ValueError, TypeError, AttributeError, LookupError, RecursionError)
+"""What reading something as a message raises when it is none. It must not end the worker that took it."""
 
 
 def register() -> None:
@@ -42,9 +47,10 @@ def register() -> None:
 def broker_url(database_url: str) -> str:
     """The broker URL of a PostgreSQL that is named by a SQLAlchemy or libpq URL."""
     made = sa.make_url(database_url).set(drivername="postgresql")
-    # kombu splits at ',' and ';' into alternative brokers
-    text = made.render_as_string(hide_password=False).replace(",", "%2C").replace(";", "%3B")
-    return f"{SCHEME}+{text}"
+    address, mark, query = made.render_as_string(hide_password=False).partition("?")
+    # libpq reads a '+' as it stands; kombu splits at ',' and ';' into alternative brokers
+    text = address + mark + query.replace("+", "%20")
+    return f"{SCHEME}+{text}".replace(",", "%2C").replace(";", "%3B")
 
 
 def database_url(url: str) -> str:
@@ -52,7 +58,7 @@ def database_url(url: str) -> str:
     return url.removeprefix(f"{SCHEME}+")
 
 
-class Channel(virtual.Channel):
+class Channel(virtual.Channel):  # type: ignore[misc]
     """What kombu asks of a queue, answered by one session of the transport."""
 
     supports_fanout = True
@@ -68,14 +74,14 @@ class Channel(virtual.Channel):
         return session
 
     def _put(self, queue: str, message: dict[str, Any], **_: Any) -> None:
-        self.session.put([Put(queue, self._get_message_priority(message), dumps(message))])
+        self.session.put([Put(queue, self._get_message_priority(message), kombu.dumps(message))])
 
     def _put_fanout(self, exchange: str, message: dict[str, Any], routing_key: str, **_: Any) -> None:
-        self.session.fan_out(exchange, dumps(message))
+        self.session.fan_out(exchange, kombu.dumps(message))
 
     def _get(self, queue: str, timeout: float | None = None) -> Any:
         for _, body in self.session.take([queue], 1):
-            return loads(body)
+            return kombu.loads(body)
         raise Empty
 
     def _size(self, queue: str) -> int:
@@ -146,7 +152,7 @@ class Channel(virtual.Channel):
         return BATCH if left is None else min(left, BATCH)
 
 
-class Transport(virtual.Transport):
+class Transport(virtual.Transport):  # type: ignore[misc]
     """One session to put and take, and one to listen once something consumes."""
 
     Channel = Channel
@@ -300,11 +306,9 @@ class Transport(virtual.Transport):
 
     def _hand_over(self, queue: str, body: str) -> None:
         try:
-            message = loads(body)
-        except ValueError:
-            log.error("a message on %s is not JSON and was dropped", queue)  # noqa: TRY400 - its text is not ours to show
-            return
-        self._deliver(message, queue)
+            self._deliver(kombu.loads(body), queue)
+        except NO_MESSAGE as exc:
+            log.error("what came from %s was dropped: %s", queue, type(exc).__name__)  # noqa: TRY400 - not its content
 
     def _keep_up(self) -> None:
         """What has to happen now and then: look for what no note announced, prove the listener, keep and sweep."""
@@ -316,6 +320,7 @@ class Transport(virtual.Transport):
         if now - self._proved >= PROVE_S:
             self._proved = now
             self.listener.alive()
+            self._hear()
         if now - self._kept >= KEEP_S:
             self._kept = now
             if self.bindings:

@@ -126,6 +126,9 @@ class Session:
             application_name="agentmesh-broker", options="-c synchronous_commit=off",
         )  # fmt: skip
         self._connection.deadline_s = deadline_s
+        self._rung: set[str] = set()
+        # notes also come in behind the answer to a statement, and psycopg hands those to a handler only
+        self._connection.add_notify_handler(lambda note: self._rung.add(note.payload))
         try:
             self._ensure_tables()
             if listen:
@@ -209,9 +212,9 @@ class Session:
         """Names of the queues that were rung since the last call, without waiting."""
         connection = self._connection.pgconn
         connection.consume_input()
-        names = set()
         while (note := connection.notifies()) is not None:
-            names.add(note.extra.decode())
+            self._rung.add(note.extra.decode())
+        names, self._rung = self._rung, set()
         return names
 
     def _ensure_tables(self) -> None:

@@ -44,7 +44,8 @@ def main(url: str, prefix: str, name: str, pool: str, *queues: str) -> None:
 
     def run(task: Any, kind: str, row: str, epoch: int, envelope: str | None = None) -> str:
         strip_foreign_canvas(task)
-        say("ran", id=task.request.id, args=[kind, row, epoch], envelope=envelope, eta=task.request.eta, pid=os.getpid())
+        request = task.request
+        say("ran", id=request.id, args=[kind, row, epoch], envelope=envelope, eta=request.eta, pid=os.getpid())
         if kind == "fail":
             raise RuntimeError("as asked")
         return "ok"

@@ -14,8 +14,7 @@ import pytest
 from agentmesh.communication.broker import Broker, make_app
 from agentmesh.errors import BadSettings, BrokerUnreachable
 from agentmesh.records import new_id
-
-from .conftest import CountingNothing, Site, Worker
+from tests.communication.conftest import CountingNothing, Site, Worker
 
 
 def settled_depths(broker: Broker, expected: dict[str, int]) -> bool:

@@ -10,13 +10,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import amqp
+import kombu
 import pytest
+import redis
 
+from agentmesh.communication import pgq
 from agentmesh.communication.broker import Broker
 from agentmesh.communication.lines import headers_of
+from agentmesh.infrastructure.pgq_store import Put, Session
 from agentmesh.records import Ring
-
-from .conftest import Site, Worker
+from tests.communication.conftest import Site, Worker
 
 
 def forge(
@@ -112,7 +116,8 @@ class Bang:
 
 
 ODD = {
-    "pickle": {"body": pickle.dumps(Bang()), "content_type": "application/x-python-serialize", "content_encoding": "binary"},
+    "pickle": {
+        "body": pickle.dumps(Bang()), "content_type": "application/x-python-serialize", "content_encoding": "binary"},
     "yaml": {"body": "!!python/object/apply:os.getpid []", "content_type": "application/x-yaml"},
     "msgpack": {"body": b"\x93\x90\x80\x80", "content_type": "application/x-msgpack", "content_encoding": "binary"},
     "no type": {"content_type": None},
@@ -126,7 +131,8 @@ ODD = {
     "deep": {"body": "[" * 100_000},
     "large": {"body": json.dumps([["x" * 300_000], {}, {}])},
     "no headers": {"headers": {"task": None}},
-    "protocol 1": {"body": json.dumps({"task": "tool.echo", "id": "x", "args": []}), "headers": {"task": None, "id": None}},
+    "protocol 1": {
+        "body": json.dumps({"task": "tool.echo", "id": "x", "args": []}), "headers": {"task": None, "id": None}},
 }  # fmt: skip
 
 
@@ -141,6 +147,33 @@ def test_s31_what_is_not_plain_json_is_refused_before_decoding(
     lines = after_it_a_neighbour_runs(site, broker, worker)
     assert ring.task_id not in ran(lines)
     assert not Path("/tmp/amtest-pickled").exists()
+
+
+GARBAGE = ("", "{", "[]", "null", '{"body": 1}', '{"body": "x", "properties": {}}', "[" * 5000, "\\u0000")
+
+
+def test_s31_what_is_no_message_at_all_does_not_end_the_worker(site: Site, broker: Broker, worker: Worker) -> None:
+    throw = {"redis": throw_redis, "pgq": throw_pgq, "amqp": throw_amqp}[site.kind]
+    for body in GARBAGE:
+        throw(site, body)
+    after_it_a_neighbour_runs(site, broker, worker)
+    assert worker.running()
+
+
+def throw_redis(site: Site, body: str) -> None:
+    with redis.Redis.from_url(site.url) as client:
+        client.lpush(f"{site.tag}:{site.queue()}", body)
+
+
+def throw_pgq(site: Site, body: str) -> None:
+    session = Session(pgq.database_url(site.url))
+    session.put([Put(site.queue(), 9, body)])
+    session.close()
+
+
+def throw_amqp(site: Site, body: str) -> None:
+    with kombu.Connection(site.url) as connection:
+        connection.default_channel.basic_publish(amqp.Message(body), routing_key=site.queue())
 
 
 @pytest.mark.parametrize("kind", ["application/x-gzip", "application/x-bz2", "zlib", "bzip2", "application/x-lzma"])
