@@ -54,6 +54,7 @@ class Outcome:
     verdict: Verdict
     memory: tuple[MemoryWrite, ...]
     effects: tuple[str, ...]
+    defaulted: bool  # no handler gave the verdict
 
 
 def register_callback(name: str) -> Callable[[Handler], Handler]:
@@ -79,7 +80,7 @@ class CallbackHandler:
         Without one: an answer finishes, failed tools abort, tools that succeeded continue when the policy says
         `trigger_next_action` and finish otherwise. Raises CallbackFailed, or what a handler raises.
         """
-        verdict = default_verdict(result, policy)
+        verdict: Verdict | None = None
         memory: list[MemoryWrite] = []
         if policy.write_memory and result.ok:
             memory.append(MemoryWrite("short_term", f"result:{result.node}", result.value, "callback", result.step_id))
@@ -87,7 +88,7 @@ class CallbackHandler:
             said = self._run(name, result, session)
             verdict = said[0] or verdict
             memory += [MemoryWrite(one.type, one.key, one.value, name, result.step_id) for one in said[1]]
-        return Outcome(verdict, tuple(memory), effects_of(policy))
+        return Outcome(verdict or default_verdict(result, policy), tuple(memory), effects_of(policy), verdict is None)
 
     def _run(self, name: str, result: StepResult, session: Session) -> tuple[Verdict | None, list[Remember]]:
         handler = self._handlers.get(name)

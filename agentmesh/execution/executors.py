@@ -173,7 +173,7 @@ class Executor:
         draft = Draft(at)
         folded, calls = inline.count(at, outcomes, draft)
         if folded.joined:
-            done = at.with_calls(calls)
+            done = at.with_calls(calls, wins=folded.wins)
             draft.step(pending=0, wins=folded.wins)
             if at.policy.callbacks:
                 return self._open_callback(done, draft)
@@ -212,6 +212,8 @@ class Executor:
                 for one in outcome.memory
             ]
             decision = self._decide(at, Ruled(outcome.verdict), result=result.value)
+            if isinstance(decision, Fail) and outcome.defaulted:
+                decision = Fail(_first(result) or decision.failure)
             child = self._child(at, decision)
         except Exception as exc:  # noqa: BLE001 - whatever a handler raises is its callback's failure
             return self._broke(at, draft, failure_of(exc, code="E_CALLBACK"), callback=True)

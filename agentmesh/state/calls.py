@@ -51,7 +51,7 @@ WITH c AS (
     epoch = epoch + CASE WHEN %(outcome)s = 'released' OR %(outcome)s = 'lost' AND effect <> 'once'
       OR %(outcome)s IN ('failed', 'timeout') AND %(again)s AND effect <> 'once' AND failures + 1 < max_attempts
       THEN 1 ELSE 0 END,
-    worker_id = NULL, child = NULL, deadline = NULL, rings = 0,
+    worker_id = NULL, child = NULL, claim_id = NULL, deadline = NULL, rings = 0,
     wake_at = CASE WHEN %(outcome)s IN ('failed', 'timeout') AND %(again)s AND effect <> 'once'
       AND failures + 1 < max_attempts THEN mesh.mesh_now() + make_interval(secs =>
         coalesce(%(after)s::float8, least(backoff_cap_s, backoff_s * 2 ^ failures) * %(jitter)s)) END,

@@ -18,12 +18,13 @@ VALUES (%(id)s, %(name)s, %(host)s, %(boot_id)s, %(pid_ns)s, %(pid)s, %(pid_star
   %(tools)s, %(version)s, %(lease_s)s)
 """
 
-# The beat and what names us in one statement; the caller reads its own notes afterwards.
+# The beat and what names us in one statement; the caller reads its own notes afterwards. A call without a claim of its
+# own runs inside a held trace and goes with it.
 BEAT = """
 WITH b AS (UPDATE mesh.workers SET beat_at = mesh.mesh_now() WHERE id = %(id)s AND state = 'alive' RETURNING id)
 SELECT 'alive' AS kind, id, NULL::uuid AS claim_id, NULL::int AS epoch, NULL::int AS child, NULL::text AS tenant_id FROM b
 UNION ALL SELECT 'trace', id, claim_id, epoch, child, tenant_id FROM mesh.traces WHERE worker_id = %(id)s
-UNION ALL SELECT 'call', id, claim_id, epoch, child, tenant_id FROM mesh.calls WHERE worker_id = %(id)s AND NOT inline
+UNION ALL SELECT 'call', id, claim_id, epoch, child, tenant_id FROM mesh.calls WHERE worker_id = %(id)s AND claim_id IS NOT NULL
 """
 
 DECLARE_DEAD = """

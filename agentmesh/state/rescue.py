@@ -23,13 +23,13 @@ ORPHANS = """
 UNION ALL
 (SELECT 'call', c.id, c.tenant_id, c.epoch, c.worker_id FROM mesh.calls c
   LEFT JOIN mesh.workers w ON w.id = c.worker_id
-  WHERE c.worker_id IS NOT NULL AND NOT c.inline AND w.state IS DISTINCT FROM 'alive' LIMIT %(batch)s)
+  WHERE c.worker_id IS NOT NULL AND c.claim_id IS NOT NULL AND w.state IS DISTINCT FROM 'alive' LIMIT %(batch)s)
 """
 
 # An inline call, a reasoner and a callback are first of all their holder's to time out: it gets two seconds more.
 OVERDUE = """
 (SELECT 'call' AS kind, c.id, c.tenant_id, c.epoch, c.worker_id FROM mesh.calls c
-  WHERE c.status = 'running' AND c.deadline < mesh.mesh_asof() AND NOT c.inline LIMIT %(batch)s)
+  WHERE c.status = 'running' AND c.deadline < mesh.mesh_asof() AND c.claim_id IS NOT NULL LIMIT %(batch)s)
 UNION ALL
 (SELECT 'trace', t.id, t.tenant_id, t.epoch, t.worker_id FROM mesh.steps s
   JOIN mesh.traces t ON t.id = s.trace_id AND t.tenant_id = s.tenant_id
@@ -47,7 +47,7 @@ INSERT INTO mesh.events (trace_id, seq, tenant_id, name, body)
 
 LOCK_INLINE = """
 SELECT id, tenant_id, epoch, effect, deadline < mesh.mesh_asof() AS overdue FROM mesh.calls
- WHERE trace_id = %(trace)s AND tenant_id = %(tenant)s AND status = 'running' AND inline AND worker_id = %(worker)s
+ WHERE trace_id = %(trace)s AND tenant_id = %(tenant)s AND status = 'running' AND claim_id IS NULL AND worker_id = %(worker)s
  ORDER BY id FOR NO KEY UPDATE
 """
 

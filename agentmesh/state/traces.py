@@ -121,7 +121,7 @@ RETURNING *, (SELECT count(*) FROM mesh.attempts a WHERE a.step_id = %(step)s AN
 """
 
 DROP_CALLS = """
-UPDATE mesh.calls SET status = 'cancelled', ended_at = mesh.mesh_now(), worker_id = NULL, deadline = NULL, wake_at = NULL,
+UPDATE mesh.calls SET status = 'cancelled', ended_at = mesh.mesh_now(), worker_id = NULL, claim_id = NULL, deadline = NULL, wake_at = NULL,
   epoch = epoch + 1
  WHERE step_id = %(step)s AND tenant_id = %(tenant)s AND status IN ('held', 'ready', 'running')
 """

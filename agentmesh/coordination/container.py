@@ -1,0 +1,106 @@
+"""AgentRuntime and RuntimeContainer: the surroundings one run needs, from its claim to its release.
+
+A runtime belongs to one agent of one process; a container holds one trace by hand, for tools and tests that drive a
+single run themselves.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from uuid import UUID
+
+from agentmesh.errors import UnknownTrace
+from agentmesh.execution.executors import Executor, HostedAgent
+from agentmesh.execution.runner import Notes
+from agentmesh.infrastructure.database import Database
+from agentmesh.infrastructure.faults import point
+from agentmesh.records import Policy, Ring, new_id
+from agentmesh.state import rescue, traces
+from agentmesh.state.traces import Holder, Taken
+
+OPEN_STEP = """
+SELECT t.id, t.status, t.epoch, s.id AS step_id, s.epoch AS step_epoch FROM mesh.traces t
+  LEFT JOIN mesh.steps s ON s.trace_id = t.id AND s.tenant_id = t.tenant_id AND s.status IN ('ready', 'joined')
+ WHERE t.id = %(trace)s AND t.agent = %(agent)s LIMIT 1
+"""
+
+
+class AgentRuntime:
+    """What an executor of one agent runs in: how its traces are claimed here."""
+
+    def __init__(
+        self, agent: HostedAgent, executor: Executor, db: Database, *, note: Notes, holder: Callable[[], Holder]
+    ) -> None:
+        self.agent, self.executor = agent, executor
+        self._db, self.note, self._holder = db, note, holder
+        policy = agent.spec.effective_policy()
+        base = Policy().model_dump(mode="json") | policy.model_dump(mode="json", exclude_none=True)
+        first = agent.plan.first
+        self._start = {
+            "plan": agent.plan.hash, "version": agent.spec.version, "policy": json.dumps(base), "node": first.id,
+            "kind": first.kind, "started": json.dumps({"agent": agent.spec.agent, "version": agent.spec.version}),
+        }  # fmt: skip
+
+    def prepare_context(self, ring: Ring, claim_id: UUID | None = None) -> Taken | None:
+        """The trace, claimed here with the step that is to run; None when the ring was stale."""
+        claim = claim_id or new_id()
+        agent = self.agent.spec.agent
+        if ring.kind == "trace":
+            received = json.dumps({"queue": ring.queue, "envelope": ring.envelope is not None})
+            start = self._start | {"claim": claim, "received": received}
+            taken = traces.claim(self._db, ring.id, ring.epoch, agent=agent, holder=self._holder(), start=start)
+        else:
+            taken = traces.take(self._db, ring.id, ring.epoch, agent=agent, holder=self._holder(), claim_id=claim)
+        if taken is not None:
+            point("prepare.after_context")
+        return taken
+
+    def run(self, session: Taken) -> str:
+        """Run it as far as it goes here: done, failed, waiting, retrying, paused or lost."""
+        return self.executor.run(session)
+
+
+class RuntimeContainer:
+    """One trace, held by hand."""
+
+    def __init__(self, runtime: AgentRuntime, db: Database) -> None:
+        self._runtime, self._db = runtime, db
+        self._held: Taken | None = None
+
+    def create(self, trace_id: UUID | str) -> Taken:
+        """The trace, held by this container. Raises UnknownTrace when it is not free to be taken."""
+        found = self._db.once(
+            OPEN_STEP, {"trace": UUID(str(trace_id)), "agent": self._runtime.agent.spec.agent}
+        )
+        spec = self._runtime.agent.spec
+        taken = None
+        if found:
+            row = found[0]
+            kind, at, epoch = (
+                ("step", row["step_id"], row["step_epoch"]) if row["step_id"] else ("trace", row["id"], row["epoch"])
+            )
+            ring = Ring(kind, at, epoch, spec.queue, f"agent.{spec.agent}", row["id"])
+            taken = self._runtime.prepare_context(ring)
+        if taken is None:
+            raise UnknownTrace("this trace is not free to be taken", value=str(trace_id),
+                               expected="a trace of this agent that is queued, or ready and held by nobody")  # fmt: skip
+        self._held = taken
+        return taken
+
+    def run(self, session: Taken) -> str:
+        """Run it as far as it goes here, under the claim that `create` made."""
+        outcome = self._runtime.run(session)
+        self._held = None
+        return outcome
+
+    def dispose(self) -> None:
+        """Afterwards this container holds nothing: what it had not run is ready for others."""
+        if self._held is not None:
+            held = self._held.trace
+            row = {
+                "kind": "trace", "id": held.id, "tenant_id": held.tenant_id, "epoch": held.epoch,
+                "worker_id": held.holder.worker_id,
+            }  # fmt: skip
+            rescue.give_back(self._db, row, "released")
+            self._held = None

@@ -1,0 +1,37 @@
+"""AgentController.run_once: one doorbell, from the claim to the release. It decides nothing itself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import structlog
+
+from agentmesh.coordination.container import AgentRuntime
+from agentmesh.execution.runner import ToolRunner
+from agentmesh.infrastructure.faults import point
+from agentmesh.records import Ring, new_id
+
+log = structlog.get_logger("agentmesh.controller")
+
+
+class AgentController:
+    """Runs what the doorbells of this process name."""
+
+    def __init__(self, runtime: Callable[[str], AgentRuntime], runner: ToolRunner) -> None:
+        self._runtime, self._runner = runtime, runner
+
+    def run_once(self, ring: Ring) -> Sequence[Ring]:
+        """Afterwards the row was worked as far as it goes, or was not ours to work; the rings that are owed."""
+        if ring.kind == "call":
+            settled = self._runner.run(ring)
+            return settled.rings if settled is not None else ()
+        runtime = self._runtime(ring.task.removeprefix("agent."))
+        claim = new_id()
+        with runtime.note(ring.kind, ring.id, claim):
+            session = runtime.prepare_context(ring, claim)
+            if session is None:
+                return ()
+            point("receive.after_claim")
+            outcome = runtime.run(session)
+        log.info("run_once", trace_id=str(session.trace.id), agent=session.trace.agent, outcome=outcome)
+        return ()

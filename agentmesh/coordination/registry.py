@@ -1,0 +1,78 @@
+"""The AgentRegistry: which agents this process hosts, and what it announces of them and of its tools."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+from agentmesh.behavior.agents import AgentSpec
+from agentmesh.errors import BadAgentFile, UnknownAgent
+from agentmesh.execution.executors import EXECUTORS, HostedAgent
+from agentmesh.execution.plan import default_plan
+from agentmesh.execution.tools import ToolRegistry
+from agentmesh.infrastructure.database import Database, Row
+from agentmesh.records import grants_cover
+from agentmesh.state import announced
+
+
+class AgentRegistry:
+    """Agents by name, in one process; `announce` tells the mesh of them and of the tools."""
+
+    def __init__(self, tools: ToolRegistry) -> None:
+        self._tools = tools
+        self._agents: dict[str, HostedAgent] = {}
+
+    def register(self, spec: AgentSpec) -> HostedAgent:
+        """From now on this process hosts the agent. Raises BadAgentFile for an executor that does not exist."""
+        if spec.executor not in EXECUTORS:
+            near = difflib.get_close_matches(spec.executor, EXECUTORS, n=1)
+            hint = f" · did you mean {near[0]}?" if near else ""
+            raise BadAgentFile(f"agent {spec.agent} names an executor that does not exist", value=spec.executor,
+                               expected=f"one of {', '.join(sorted(EXECUTORS))}{hint}")  # fmt: skip
+        hosted = HostedAgent(spec, default_plan(), spec.make_reasoner(tool_registry=self._tools))
+        self._agents[spec.agent] = hosted
+        return hosted
+
+    def get(self, name: str) -> HostedAgent:
+        """Raises UnknownAgent."""
+        hosted = self._agents.get(name)
+        if hosted is None:
+            raise UnknownAgent("this process hosts no such agent", value=name,
+                               expected=f"one of {', '.join(sorted(self._agents)) or 'none'}")  # fmt: skip
+        return hosted
+
+    def list(self) -> list[HostedAgent]:
+        return [self._agents[name] for name in sorted(self._agents)]
+
+    def accepts(self, spec: AgentSpec) -> tuple[str, ...]:
+        """The permissions a trace of this agent may hold, without wildcards: what its grants cover of its tools'
+        needs, and its grants that name one permission."""
+        needs = {need for name in spec.tools if name in self._tools for need in self._tools.get(name).needs}
+        covered = {need for need in needs if grants_cover(spec.grants, need)}
+        return tuple(sorted(covered | {grant for grant in spec.grants if not grant.endswith("*")}))
+
+    def announce(self, db: Database, tenants: Iterable[str] = ()) -> None:
+        """Afterwards producers find these agents, and routers these tools, in every tenant they serve."""
+        everywhere = {tenant for one in self.list() for tenant in one.spec.tenants} | set(tenants)
+        for hosted in self.list():
+            spec = hosted.spec
+            for tenant in spec.tenants:
+                announced.keep_plan(
+                    db, tenant_id=tenant, plan_hash=hosted.plan.hash, chain=hosted.plan.chain, body=hosted.plan.body()
+                )
+                announced.announce_agent(db, {
+                    "tenant_id": tenant, "id": spec.agent, "version": spec.version, "queue": spec.queue,
+                    "plan_hash": hosted.plan.hash, "intents": None if spec.intents is None else list(spec.intents),
+                    "accepts": list(self.accepts(spec)),
+                    "spec": {"description": spec.description, "tools": list(spec.tools), "executor": spec.executor},
+                })  # fmt: skip
+        for tool in self._tools.list():
+            for tenant in sorted(everywhere):
+                announced.announce_tool(db, {
+                    "tenant_id": tenant, "id": tool.name, "version": tool.version, "queue": tool.queue,
+                    "needs": list(tool.needs), "effect": tool.effect, "spec": tool.spec(),
+                })  # fmt: skip
+
+    def health(self, db: Database, tenant_id: str) -> list[Row]:
+        """Every announced agent with the live workers that host it, by their beats."""
+        return announced.agents(db, tenant_id)

@@ -1,0 +1,133 @@
+"""The rescuer: once a second the leading one gives back what the dead held, times out what is overdue, and rings again.
+
+It runs in every worker and leads by a lease row, never by an advisory lock. Each row is an ordinary guarded
+transition of its own, so two leaders are harmless and one bad row stops nothing.
+"""
+
+from __future__ import annotations
+
+import random
+import threading
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import psycopg
+import structlog
+
+from agentmesh.coordination import process
+from agentmesh.coordination.heartbeat import Heart
+from agentmesh.coordination.notes import Notes
+from agentmesh.errors import MeshError
+from agentmesh.infrastructure.database import Database, Row
+from agentmesh.infrastructure.faults import point
+from agentmesh.records import Ring
+from agentmesh.state import leases, rescue, rings
+
+log = structlog.get_logger("agentmesh.rescuer")
+
+BATCH = 500
+OVERTAKEN_S = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """How often the rescuer looks, and when a ring is worth repeating; seconds."""
+
+    lease_s: float = 10.0
+    beat_s: float = 1.0
+    rescue_s: float = 1.0
+    again_s: float = 2.0
+    again_cap_s: float = 10.0
+
+
+class Rescuer:
+    """Looks once a `pace.rescue_s`, and acts while it leads."""
+
+    def __init__(
+        self, db: Database, heart: Heart, notes: Notes, pace: Pace, *, ring: Callable[[Sequence[Ring]], None],
+        depths: Callable[[Sequence[str]], dict[str, int]],
+    ) -> None:  # fmt: skip
+        self._db, self._heart, self._notes, self._pace = db, heart, notes, pace
+        self._ring, self._depths = ring, depths
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._loop, name="rescuer", daemon=True)
+        self._leads = False
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._stop.set()
+        self._thread.join(timeout=5)
+        self._db.close()
+
+    def tick(self) -> bool:
+        """One look; False when another worker leads. Never raises for a database that is away."""
+        try:
+            self._leads = leases.lead(self._db, self._notes.worker_id, lease_s=self._pace.lease_s / 2)
+            if self._leads:
+                self._bury()
+                self._give_back(rescue.orphans(self._db, batch=BATCH), "lost")
+                self._give_back(rescue.overdue(self._db, batch=BATCH), "timeout")
+                self._ring_again()
+        except (psycopg.Error, MeshError) as exc:
+            log.warning("rescue failed; trying again", error=str(exc).splitlines()[0])
+        return self._leads
+
+    def _loop(self) -> None:
+        pause = self._pace.rescue_s
+        while not self._stop.wait(pause * random.uniform(0.9, 1.1)):  # noqa: S311 - spreads the leaders' looks
+            leads = self.tick()
+            pause = self._pace.rescue_s if leads else min(self._pace.rescue_s * 2, self._pace.lease_s / 4)
+
+    def _bury(self) -> None:
+        """Declare workers dead: at once where their process is provably gone, else after their lease of silence."""
+        for row in leases.silent(self._db, after_s=2 * self._pace.beat_s):
+            gone = process.provably_gone(row)
+            heard = self._heart.heard_for() > self._pace.lease_s
+            if (gone or (row["expired"] and heard)) and leases.declare_dead(self._db, row, gone=gone):
+                log.warning("worker is dead", worker=row["name"], id=str(row["id"]), gone=gone)
+
+    def _give_back(self, rows: Iterable[Row], outcome: Literal["lost", "timeout"]) -> None:
+        for row in rows:
+            point("rescue.after_select")
+            try:
+                found = rescue.give_back(self._db, row, outcome)
+                point("rescue.after_update")
+                self._ring(found)
+                log.info("EXEC_RESCUE", kind=row["kind"], id=str(row["id"]), outcome=outcome)
+            except (psycopg.Error, MeshError) as exc:
+                log.warning("a row was not given back", id=str(row["id"]), error=str(exc).splitlines()[0])
+
+    def _ring_again(self) -> None:
+        due = rings.due(self._db, again_s=self._pace.again_s, cap_s=self._pace.again_cap_s, batch=BATCH)
+        wanted = [_ring(row) for row in due if row["new"]]
+        wanted += [_ring(row) for row in self._unheard([row for row in due if not row["new"]])]
+        if wanted:
+            rings.mark(self._db, wanted)
+            self._ring(wanted)
+
+    def _unheard(self, old: list[Row]) -> list[Row]:
+        """Rows whose doorbell seems lost: their queue holds fewer messages than rows wait for it, or they were
+        overtaken by a row of the same queue and priority that was rung 2 s later."""
+        queues = sorted({row["queue"] for row in old})
+        if not queues:
+            return []
+        depths, ready = self._depths(queues), rings.ready(self._db, queues)
+        missing = {queue: ready.get(queue, 0) - depths.get(queue, 0) for queue in queues}
+        overtaken = rings.overtaken(self._db, queues)
+        found = []
+        for row in old:
+            latest = overtaken.get((row["queue"], row["priority"]))
+            passed = latest is not None and latest["newest"] is not None and (
+                (latest["newest"] - row["rung_at"]).total_seconds() >= OVERTAKEN_S
+            )  # fmt: skip
+            if missing[row["queue"]] > 0 or passed:
+                missing[row["queue"]] -= 1
+                found.append(row)
+        return found
+
+
+def _ring(row: Row) -> Ring:
+    return Ring(row["kind"], row["id"], row["epoch"], row["queue"], row["task"], row["trace_id"], row["priority"])

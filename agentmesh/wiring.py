@@ -1,0 +1,426 @@
+"""Builds one process's parts, by hand: settings in, a Mesh out. Nothing connects before it is first used.
+
+A producer uses `mesh.router`; a worker process `mesh.work(…)`. What must travel against the layers (rings, claims,
+signatures) is handed over here as functions.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import structlog
+
+import agentmesh
+from agentmesh.behavior.agents import AgentSpec, load_agents, load_policies
+from agentmesh.behavior.router import BIRRouter
+from agentmesh.behavior.session import SessionBuilder
+from agentmesh.communication.bootsteps import add_life, run_worker
+from agentmesh.communication.broker import Broker, make_app
+from agentmesh.communication.client import DirectClient, Trace
+from agentmesh.communication.doorbell import Doorbell
+from agentmesh.communication.hardening import harden
+from agentmesh.communication.keys import PublicKey, SigningKey, signing_key
+from agentmesh.communication.server import ACPServer
+from agentmesh.communication.tasks import register_tasks, task_names
+from agentmesh.coordination.container import AgentRuntime
+from agentmesh.coordination.controller import AgentController
+from agentmesh.coordination.heartbeat import Heart, here
+from agentmesh.coordination.notes import Notes
+from agentmesh.coordination.registry import AgentRegistry
+from agentmesh.coordination.rescuer import Pace, Rescuer
+from agentmesh.errors import NoSigningKey, PluginRefused
+from agentmesh.execution.callbacks import CallbackHandler
+from agentmesh.execution.executors import EXECUTORS, Parts
+from agentmesh.execution.router import ToolRouter
+from agentmesh.execution.runner import ToolRunner
+from agentmesh.execution.tools import TOOLS, ToolRegistry
+from agentmesh.infrastructure import migrate
+from agentmesh.infrastructure.database import Database, Row
+from agentmesh.infrastructure.logging import redact
+from agentmesh.infrastructure.settings import Settings
+from agentmesh.infrastructure.settings import load as load_settings
+from agentmesh.records import Intent, Ring
+from agentmesh.state import announced
+from agentmesh.state.blobs import BlobStore
+from agentmesh.state.calls import TaskManager
+from agentmesh.state.contexts import ContextBinder, SessionManager
+from agentmesh.state.events import TraceWriter
+from agentmesh.state.keys import KeyTable
+from agentmesh.state.leases import Worker
+
+log = structlog.get_logger("agentmesh")
+
+Kind = Literal["agents", "tools", "all"]
+PLUGINS = "agentmesh.plugins"
+TOOLS_FRESH_S = 10.0
+
+
+def now_s() -> int:
+    """Unix seconds, for what other systems compare with their own clocks: envelopes, tokens."""
+    return int(time.time())  # noqa: TID251 - the one wall clock, at the edge
+
+
+class Keys:
+    """The table of keys as envelopes ask for it."""
+
+    def __init__(self, table: KeyTable) -> None:
+        self._table = table
+        self._made: dict[str, tuple[Row, PublicKey]] = {}
+
+    def get(self, kid: str) -> PublicKey | None:
+        row = self._table.row(kid)
+        if row is None:
+            return None
+        known = self._made.get(kid)
+        if known is None or known[0] is not row:
+            known = self._made[kid] = (row, _public(row))
+        return known[1]
+
+
+def _public(row: Row) -> PublicKey:
+    return PublicKey(
+        row["kid"], row["tenant_id"], bytes(row["public"]), row["owner"], tuple(row["grants"]), row["registered_at"],
+        row["revoked_at"],
+    )  # fmt: skip
+
+
+class Mesh:
+    """The parts of one process. Every part is made when it is first used."""
+
+    def __init__(
+        self, settings: Settings, *, tools: ToolRegistry | None = None, agents: Mapping[str, AgentSpec] | None = None,
+        notes: Notes | None = None, root: Path | None = None,
+    ) -> None:  # fmt: skip
+        self.settings = settings
+        self.tools = tools or TOOLS
+        self.notes = notes or Notes()
+        self._given = agents
+        self._root = root or Path.cwd()
+        self.tenant = settings.mesh.tenant
+
+    # --- what it stands on ------------------------------------------------------------------------------------------
+
+    @property
+    def database_url(self) -> str:
+        """Where the rows are: as configured, else the embedded PostgreSQL under mesh.home, which must be running."""
+        given = self.settings.database.url
+        return given.get_secret_value() if given is not None else self.embedded.url()
+
+    @cached_property
+    def embedded(self) -> Any:
+        from agentmesh.infrastructure.postgres import EmbeddedPostgres, choose_home  # noqa: PLC0415
+
+        home, said = choose_home(self._root / self.settings.mesh.home)
+        if said:
+            log.info(said)
+        return EmbeddedPostgres(home)
+
+    @property
+    def broker_url(self) -> str:
+        given = self.settings.broker.url
+        return given.get_secret_value() if given is not None else self.database_url
+
+    @cached_property
+    def db(self) -> Database:
+        section = self.settings.database
+        return Database(self.database_url, pool_size=section.pool_size, max_overflow=section.max_overflow)
+
+    @cached_property
+    def app(self) -> Any:
+        return make_app(broker_url=self.broker_url, backend="agentmesh.communication.join:JoinBackend")
+
+    @cached_property
+    def broker(self) -> Broker:
+        return Broker(self.app)
+
+    @cached_property
+    def doorbell(self) -> Doorbell:
+        return Doorbell(self.broker, self.db)
+
+    @cached_property
+    def blobs(self) -> BlobStore:
+        limits = self.settings.limits
+        return BlobStore(self.db, inline_bytes=limits.inline_payload, max_bytes=limits.blob)
+
+    # --- keys -------------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def key_table(self) -> KeyTable:
+        return KeyTable(self.db)
+
+    @cached_property
+    def keys(self) -> Keys:
+        return Keys(self.key_table)
+
+    @cached_property
+    def key(self) -> SigningKey:
+        """This mesh's signing key; in development it is made, and registered with every grant, on first use.
+
+        Raises NoSigningKey when production has none, or when it is not registered.
+        """
+        settings = self.settings
+        path = settings.keys.private
+        if path is None and settings.mesh.environment == "development":
+            path = self._root / settings.mesh.home / "keys" / "private.pem"
+        key = signing_key(path, environment=settings.mesh.environment, tenant=self.tenant)
+        if self.key_table.row(key.kid) is None:
+            if settings.mesh.environment == "production":
+                raise NoSigningKey("this signing key is not registered", value=key.kid,
+                                   expected="a key that 'agentmesh keys new' registered")  # fmt: skip
+            self.key_table.register(
+                kid=key.kid, tenant_id=key.tenant, owner=settings.mesh.name, public=key.public, grants=["*"]
+            )
+        return key
+
+    # --- producing --------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def client(self) -> DirectClient:
+        row = self.key_table.row(self.key.kid) if self.key else None
+        return DirectClient(
+            self.db, key=self.key, grants=row["grants"] if row else (), mesh=self.settings.mesh.name,
+            ring=self.doorbell.ring, blobs=self.blobs, now_s=now_s,
+        )  # fmt: skip
+
+    @cached_property
+    def trace_writer(self) -> TraceWriter:
+        return TraceWriter(self.db, tenant_id=self.tenant)
+
+    @cached_property
+    def router(self) -> BIRRouter:
+        return BIRRouter(self.client, self.trace_writer)
+
+    def trace(self, trace_id: Any) -> Trace:
+        return Trace(trace_id, self.tenant, self.db, self.blobs)
+
+    @cached_property
+    def contexts(self) -> ContextBinder:
+        return ContextBinder(self.db, tenant_id=self.tenant)
+
+    # --- working ----------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def registry(self) -> AgentRegistry:
+        """The agents of this process, with the user's modules and listed plugins imported before them."""
+        self.load_code()
+        registry = AgentRegistry(self.tools)
+        agents = self._given
+        if agents is None:
+            section = self.settings.agents
+            policies = load_policies([self._root / one for one in section.policies])
+            agents = load_agents([self._root / one for one in section.paths], policies=policies)
+        for spec in agents.values():
+            registry.register(spec)
+        return registry
+
+    def load_code(self) -> None:
+        """Import what the settings list, and nothing else: the user's modules, and plugins at their pinned version."""
+        for module in self.settings.tools.imports:
+            importlib.import_module(module)
+        for listed in self.settings.tools.plugins:
+            _load_plugin(listed)
+
+    @cached_property
+    def tool_router(self) -> ToolRouter:
+        return ToolRouter(self.tools, _Announced(self.db), fan_out=self.settings.limits.fan_out)
+
+    @cached_property
+    def runner(self) -> ToolRunner:
+        return ToolRunner(
+            self.db, TaskManager(self.db), self.tools, self.blobs, note=self.notes.note, holder=self.notes.holder
+        )
+
+    @cached_property
+    def parts(self) -> Parts:
+        limits = self.settings.limits
+        return Parts(
+            db=self.db, router=self.tool_router, callback=CallbackHandler(), builder=SessionBuilder(),
+            sessions=SessionManager(self.db), blobs=self.blobs, ring=self.doorbell.ring, chord=self.doorbell.chord,
+            delegate=lambda held, verdict: self.client.child(held, verdict, depth_limit=limits.delegation_depth),
+            pool=ThreadPoolExecutor(max_workers=self.settings.worker.agents_concurrency, thread_name_prefix="inline"),
+            redact=redact,
+        )  # fmt: skip
+
+    def runtime(self, agent: str) -> AgentRuntime:
+        """The runtime of a hosted agent. Raises UnknownAgent."""
+        made = self._runtimes.get(agent)
+        if made is None:
+            hosted = self.registry.get(agent)
+            executor = EXECUTORS[hosted.spec.executor](hosted, self.parts)
+            made = self._runtimes[agent] = AgentRuntime(
+                hosted, executor, self.db, note=self.notes.note, holder=self.notes.holder
+            )
+        return made
+
+    @cached_property
+    def _runtimes(self) -> dict[str, AgentRuntime]:
+        return {}
+
+    @cached_property
+    def controller(self) -> AgentController:
+        return AgentController(self.runtime, self.runner)
+
+    def server(self, *, refused: Callable[[str, dict[str, Any]], None] | None = None) -> ACPServer:
+        return ACPServer(
+            keys=self.keys, mesh=self.settings.mesh.name, now_s=now_s, refused=refused or _refused,
+            handle=self.controller.run_once,
+        )  # fmt: skip
+
+    def register_tasks(self, *, agents: bool = True, tools: bool = True) -> dict[str, str]:
+        """Give the app its tasks; the queue of each. An inline or transactional call of an agent's own queue runs
+        with the agent's task."""
+        known = self.registry.list()  # which loads the user's code
+        hosted = [(one.spec.agent, one.spec.queue) for one in known] if agents else []
+        own = [(one.name, one.queue) for one in self.tools.list()] if tools else []
+        queues = task_names(hosted, own)
+        register_tasks(self.app, server=self.server(), queues=queues, ring=self.doorbell.ring)
+        return queues
+
+    def prepare_worker(self, kind: Kind, *, name: str, pool: str, concurrency: int) -> list[str]:
+        """Make this process a worker for agents, tools or both: announced, hardened, with a heart and a rescuer.
+
+        Returns the queues to consume. Raises DatabaseNotMigrated, DatabaseUnreachable, or what agent files raise.
+        """
+        self.require_migrated()
+        if pool == "prefork":
+            self.notes = Notes(children=concurrency)
+        queues = self.register_tasks(agents=kind != "tools", tools=kind != "agents")
+        self.registry.announce(self.db, [self.tenant])
+        harden(self.app)
+        section = self.settings.lease
+        pace = Pace(section.lease, section.beat, section.rescue, section.ring_again, section.ring_again_cap)
+        me = here(
+            name=name, queues=sorted(set(queues.values())), lease_s=pace.lease_s, version=agentmesh.__version__,
+            agents=[one.removeprefix("agent.") for one in queues if one.startswith("agent.")],
+            tools=[one.removeprefix("tool.") for one in queues if one.startswith("tool.")],
+        )  # fmt: skip
+        life = _Life(self, me, pace)
+        add_life(self.app, start=life.start, stop=life.stop, child=self.become_child)
+        return sorted(set(queues.values()))
+
+    def work(self, kind: Kind, *, name: str | None = None, pool: str | None = None, concurrency: int | None = None) -> int:
+        """Be a worker until told to stop; Celery's exit code."""
+        section = self.settings.worker
+        pool = pool or (section.tools_pool if kind == "tools" else section.agents_pool)
+        concurrency = concurrency or (section.tools_concurrency if kind == "tools" else section.agents_concurrency)
+        name = name or f"{kind}-{os.getpid()}"
+        queues = self.prepare_worker(kind, name=name, pool=pool, concurrency=concurrency)
+        return run_worker(self.app, name=name, queues=queues, pool=pool, concurrency=concurrency)
+
+    def become_child(self, number: int) -> None:
+        """In a prefork child: its own connections, and its notes where the parent sees them."""
+        self.after_fork()
+        self.notes.become_child(number)
+
+    # --- its life ---------------------------------------------------------------------------------------------------
+
+    def require_migrated(self) -> None:
+        """Raises DatabaseNotMigrated, or DatabaseUnreachable."""
+        migrate.require(self.database_url)
+
+    def after_fork(self) -> None:
+        """In a child: forget the parent's connections and threads."""
+        self.db.after_fork()
+        self.__dict__.pop("parts", None)
+        self.__dict__.pop("_runtimes", None)
+
+    def close(self) -> None:
+        """Afterwards this process holds no connection of ours."""
+        if "broker" in self.__dict__:
+            self.broker.close()
+        if "parts" in self.__dict__:
+            self.parts.pool.shutdown(wait=False, cancel_futures=True)
+        if "db" in self.__dict__:
+            self.db.close()
+
+
+class _Life:
+    """Heart and rescuer of one worker process, from its first beat to its leaving."""
+
+    def __init__(self, mesh: Mesh, me: Worker, pace: Pace) -> None:
+        patience_s = pace.lease_s / 4
+        self.heart = Heart(
+            mesh.db.alone(deadline_s=patience_s), me, mesh.notes, beat_s=pace.beat_s, ring=mesh.doorbell.ring
+        )
+        self.rescuer = Rescuer(
+            mesh.db.alone(deadline_s=patience_s), self.heart, mesh.notes, pace, ring=mesh.doorbell.ring,
+            depths=mesh.broker.depths,
+        )  # fmt: skip
+
+    def start(self) -> None:
+        self.heart.start()
+        self.rescuer.start()
+
+    def stop(self) -> None:
+        self.rescuer.stop()
+        self.heart.stop()
+
+
+class _Announced:
+    """The tools other workers announced, by name; remembered for a few seconds."""
+
+    def __init__(self, db: Database) -> None:
+        self._db = db
+        self._seen: dict[str, tuple[float, dict[str, Row]]] = {}
+
+    def __call__(self, tenant_id: str) -> dict[str, Row]:
+        at, rows = self._seen.get(tenant_id, (float("-inf"), {}))
+        if time.monotonic() - at > TOOLS_FRESH_S:
+            rows = {row["id"]: row for row in announced.tools(self._db, tenant_id)}
+            self._seen[tenant_id] = (time.monotonic(), rows)
+        return rows
+
+
+def _load_plugin(listed: str) -> None:
+    """Import the entry points of one distribution, if it is installed at exactly the listed version."""
+    name, _, version = listed.partition("==")
+    try:
+        installed = importlib.metadata.distribution(name)
+    except importlib.metadata.PackageNotFoundError:
+        raise PluginRefused("a listed plugin is not installed", value=listed) from None
+    if not version or installed.version != version:
+        raise PluginRefused("a listed plugin has another version", value=f"{name}=={installed.version}", expected=listed)
+    for point in installed.entry_points.select(group=PLUGINS):
+        point.load()
+
+
+def _refused(reason: str, about: dict[str, Any]) -> None:
+    log.warning("refused", reason=reason, **about)
+
+
+def build(settings: Settings | None = None, **parts: Any) -> Mesh:
+    """The parts of this process. `settings` None: as `settings.load()` finds them."""
+    return Mesh(settings or load_settings(), **parts)
+
+
+class ACPClient:
+    """A producer's client: writes to the configured mesh itself. Reads settings and connects when it first sends."""
+
+    def __init__(self, settings: Settings | None = None) -> None:
+        self._settings = settings
+
+    @cached_property
+    def mesh(self) -> Mesh:
+        return build(self._settings)
+
+    def send(self, intent: Intent, *, session: Any = None) -> Trace:
+        return self.mesh.client.send(intent, session=session)
+
+    def send_many(self, intents: Sequence[Intent], *, session: Any = None) -> list[Trace]:
+        return self.mesh.client.send_many(intents, session=session)
+
+
+def embedded_started(mesh: Mesh) -> bool:
+    """Start or adopt the embedded PostgreSQL of this mesh where it is the configured one; True when this started it."""
+    return mesh.settings.database.url is None and bool(mesh.embedded.start())
+
+
+__all__ = ["ACPClient", "Mesh", "Ring", "build", "embedded_started", "now_s"]
