@@ -3,6 +3,8 @@
 Never fails: a long table may be right, and the list is for the reader of a change.
 """
 
+# ruff: noqa: T201 - prints for a person
+
 from __future__ import annotations
 
 import ast
