@@ -47,6 +47,10 @@ class _Ids:
     """UUIDv7 (RFC 9562, method 1: a counter in rand_a), ascending within a process, safe after fork."""
 
     def __init__(self) -> None:
+        self.reset()
+
+    def reset(self) -> None:
+        """Begin anew: in a child, the parent's lock may be held for ever."""
         self._lock = threading.Lock()
         self._last = 0
 
@@ -60,7 +64,7 @@ class _Ids:
 
 
 _ids = _Ids()
-os.register_at_fork(after_in_child=_ids.__init__)
+os.register_at_fork(after_in_child=_ids.reset)
 
 
 def new_id() -> UUID:

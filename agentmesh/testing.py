@@ -61,14 +61,14 @@ def database(server: str, *, template: str | None = None) -> Iterator[str]:
     """A migrated database of its own on `server`, dropped afterwards."""
     name = f"amtest_{uuid4().hex[:12]}"
     with psycopg.connect(server, autocommit=True) as admin:
-        admin.execute(f"CREATE DATABASE {name}" + (f" TEMPLATE {template}" if template else ""))  # type: ignore[arg-type]
+        admin.execute(f"CREATE DATABASE {name}" + (f" TEMPLATE {template}" if template else ""))
     url = sa.make_url(server).set(database=name).render_as_string(hide_password=False)
     try:
         migrate.upgrade(url)
         yield url
     finally:
         with psycopg.connect(server, autocommit=True) as admin:
-            admin.execute(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")  # type: ignore[arg-type]
+            admin.execute(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
 
 
 def broken(url: str, *, quiet: bool = True) -> dict[str, list[str]]:
@@ -79,7 +79,7 @@ def broken(url: str, *, quiet: bool = True) -> dict[str, list[str]]:
         for number, query in invariants():
             if not quiet and number in {"I2", "I7"}:
                 continue
-            rows = connection.execute(query.replace(":slack", "interval '30 s'")).fetchall()  # type: ignore[arg-type]
+            rows = connection.execute(query.replace(":slack", "interval '30 s'")).fetchall()
             if rows:
                 found[number] = [str(row[0]) for row in rows]
     return found

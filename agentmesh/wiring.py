@@ -184,9 +184,10 @@ class Mesh:
 
     @cached_property
     def client(self) -> DirectClient:
-        row = self.key_table.row(self.key.kid) if self.key else None
+        key = self.key
+        row = self.key_table.row(key.kid)
         return DirectClient(
-            self.db, key=self.key, grants=row["grants"] if row else (), mesh=self.settings.mesh.name,
+            self.db, key=key, grants=row["grants"] if row else (), mesh=self.settings.mesh.name,
             ring=self.doorbell.ring, blobs=self.blobs, now_s=now_s,
         )  # fmt: skip
 
@@ -277,7 +278,7 @@ class Mesh:
     def register_tasks(self, *, agents: bool = True, tools: bool = True) -> dict[str, str]:
         """Give the app its tasks; the queue of each. An inline or transactional call of an agent's own queue runs
         with the agent's task."""
-        known = self.registry.list()  # which loads the user's code
+        known = self.registry.all()  # which loads the user's code
         hosted = [(one.spec.agent, one.spec.queue) for one in known] if agents else []
         own = [(one.name, one.queue) for one in self.tools.list()] if tools else []
         queues = task_names(hosted, own)

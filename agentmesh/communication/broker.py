@@ -58,9 +58,9 @@ SETTINGS: dict[str, Any] = {
     "worker_cancel_long_running_tasks_on_connection_loss": False,
     "broker_connection_retry_on_startup": True,
     "broker_connection_max_retries": None,
-    "broker_connection_timeout": 5,
-    # RabbitMQ misses two beats before it gives up: a silent hole is noticed after 8 to 10 s
-    "broker_heartbeat": 4,
+    "broker_connection_timeout": 4,
+    # two beats are missed before py-amqp gives up; the waits of closing what is dead come on top
+    "broker_heartbeat": 3,
     "broker_heartbeat_checkrate": 2,
 }
 
@@ -68,14 +68,14 @@ _REDIS: dict[str, Any] = {
     "visibility_timeout": 60,
     "unacked_restore_interval": 10,
     "unacked_restore_throttle": 1,
-    "socket_timeout": 5,
-    "socket_connect_timeout": 5,
+    "socket_timeout": 4,
+    "socket_connect_timeout": 4,
     "socket_keepalive": True,
-    "health_check_interval": 3,
+    "health_check_interval": 2,
     "priority_steps": list(range(MAX_PRIORITY + 1)),
     "queue_order_strategy": "round_robin",
 }
-_AMQP: dict[str, Any] = {"confirm_publish": False, "connect_timeout": 5, "write_timeout": 5}
+_AMQP: dict[str, Any] = {"confirm_publish": False, "connect_timeout": 4, "read_timeout": 2, "write_timeout": 4}
 
 
 def make_app(

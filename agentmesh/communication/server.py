@@ -7,7 +7,7 @@ loses there. Refusing is counted, never raised: a hostile message is not a faili
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Literal
 from uuid import UUID
 
@@ -32,7 +32,7 @@ class ACPServer:
         mesh: str,
         now_s: Callable[[], int],
         refused: Refused,
-        handle: Callable[[Ring], object],
+        handle: Callable[[Ring], Sequence[Ring]],
     ) -> None:
         self._keys = keys
         self._mesh = mesh
@@ -49,7 +49,7 @@ class ACPServer:
         envelope: object = None,
         *,
         task: str = "",
-    ) -> object:
+    ) -> Sequence[Ring] | None:
         """What `handle` made of the ring; None when the message was refused and nothing was done.
 
         `queue` and `task` are what this worker listens to; all else is as the message says, of any

@@ -31,8 +31,8 @@ def _register(app: Celery, server: ACPServer, name: str, queue: str) -> None:
     @app.task(name=name, bind=True, ignore_result=True, typing=False)  # type: ignore[untyped-decorator]
     def rung(self: Any, *args: Any, **kwargs: Any) -> Any:
         strip_foreign_canvas(self)
-        padded = [*args[:3], None, None, None][:3]
-        rings: tuple[Ring, ...] = tuple(server.receive(queue, *padded, kwargs.get("envelope"), task=name) or ())  # type: ignore[call-overload]
+        kind, row, epoch = [*args[:3], None, None, None][:3]
+        rings = tuple(server.receive(queue, kind, row, epoch, kwargs.get("envelope"), task=name) or ())
         if rings and not self.request.chord:
             app.agentmesh_ring(rings)
         return rings

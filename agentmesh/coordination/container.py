@@ -77,10 +77,10 @@ class RuntimeContainer:
         taken = None
         if found:
             row = found[0]
-            kind, at, epoch = (
-                ("step", row["step_id"], row["step_epoch"]) if row["step_id"] else ("trace", row["id"], row["epoch"])
-            )
-            ring = Ring(kind, at, epoch, spec.queue, f"agent.{spec.agent}", row["id"])
+            task = f"agent.{spec.agent}"
+            ring = Ring("trace", row["id"], row["epoch"], spec.queue, task, row["id"])
+            if row["step_id"] is not None:
+                ring = Ring("step", row["step_id"], row["step_epoch"], spec.queue, task, row["id"])
             taken = self._runtime.prepare_context(ring)
         if taken is None:
             raise UnknownTrace("this trace is not free to be taken", value=str(trace_id),

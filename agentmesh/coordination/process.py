@@ -39,7 +39,7 @@ def provably_gone(row: Row) -> bool:
     here = (host(), boot_id(), pid_namespace())
     if not here[1] or (row["host"], row["boot_id"], row["pid_ns"]) != here:
         return False
-    return started(row["pid"]) != row["pid_started"]
+    return bool(started(row["pid"]) != row["pid_started"])
 
 
 def _exists(pid: int) -> bool:

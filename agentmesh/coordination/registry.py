@@ -41,7 +41,7 @@ class AgentRegistry:
                                expected=f"one of {', '.join(sorted(self._agents)) or 'none'}")  # fmt: skip
         return hosted
 
-    def list(self) -> list[HostedAgent]:
+    def all(self) -> list[HostedAgent]:
         return [self._agents[name] for name in sorted(self._agents)]
 
     def accepts(self, spec: AgentSpec) -> tuple[str, ...]:
@@ -53,8 +53,8 @@ class AgentRegistry:
 
     def announce(self, db: Database, tenants: Iterable[str] = ()) -> None:
         """Afterwards producers find these agents, and routers these tools, in every tenant they serve."""
-        everywhere = {tenant for one in self.list() for tenant in one.spec.tenants} | set(tenants)
-        for hosted in self.list():
+        everywhere = {tenant for one in self.all() for tenant in one.spec.tenants} | set(tenants)
+        for hosted in self.all():
             spec = hosted.spec
             for tenant in spec.tenants:
                 announced.keep_plan(

@@ -57,7 +57,11 @@ class Fold:
 
 def fold(places: Sequence[Place], outcomes: Mapping[UUID, Outcome], *, need: int, wins: int, pending: int) -> Fold:
     """Count `outcomes` (of running calls) into the step; when it joins, everything still open is dropped."""
-    won, failed, later, start, dropped = [], [], [], [], []
+    won: list[UUID] = []
+    failed: list[UUID] = []
+    later: list[UUID] = []
+    start: list[UUID] = []
+    dropped: list[UUID] = []
     by_place = {(one.slot, one.idx): one for one in places}
     for one in places:
         outcome = outcomes.get(one.id)

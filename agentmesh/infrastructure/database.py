@@ -42,6 +42,10 @@ class _Watchdog:
     """Shuts the socket of a round trip that is overdue: keepalives and server time limits do not see a silent hole."""
 
     def __init__(self) -> None:
+        self.reset()
+
+    def reset(self) -> None:
+        """Begin anew: a child has neither the parent's thread nor its round trips."""
         self._lock = threading.Lock()
         self._pending: dict[int, tuple[float, int]] = {}
         self._thread: threading.Thread | None = None
@@ -76,7 +80,7 @@ def _shut(fd: int) -> None:
 
 
 _watchdog = _Watchdog()
-os.register_at_fork(after_in_child=_watchdog.__init__)
+os.register_at_fork(after_in_child=_watchdog.reset)
 
 
 class Connection(psycopg.Connection[Any]):
@@ -84,7 +88,7 @@ class Connection(psycopg.Connection[Any]):
 
     deadline_s: float = 10.0
 
-    def wait(self, gen: Generator[Any, Any, T], interval: float = 0.1) -> T:
+    def wait(self, gen: Generator[Any, Any, T], interval: float = 0.1) -> T:  # type: ignore[override]
         if self.pgconn.status != psycopg.pq.ConnStatus.OK:
             return super().wait(gen, interval)
         key = _watchdog.enter(self.pgconn.socket, self.deadline_s)
@@ -118,7 +122,7 @@ class Tx:
 
     def all(self, sql: str, params: Mapping[str, Any] | None = None) -> list[Row]:
         with self.connection.cursor(row_factory=dict_row) as cursor:
-            cursor.execute(sql, params)  # type: ignore[arg-type]
+            cursor.execute(sql, params)
             return cursor.fetchall() if cursor.description else []
 
     def one(self, sql: str, params: Mapping[str, Any] | None = None) -> Row | None:
@@ -127,7 +131,7 @@ class Tx:
 
     def count(self, sql: str, params: Mapping[str, Any] | None = None) -> int:
         with self.connection.cursor() as cursor:
-            cursor.execute(sql, params)  # type: ignore[arg-type]
+            cursor.execute(sql, params)
             return cursor.rowcount
 
 
@@ -232,7 +236,7 @@ def _assert_role(connection: Connection) -> None:
     names: Sequence[str] = list(ROLE_SETTINGS)
     with connection.cursor() as cursor:
         columns = ", ".join(f"current_setting('{name}')" for name in names)
-        cursor.execute(f"SELECT pg_is_in_recovery(), {columns}")  # type: ignore[arg-type]  # noqa: S608 - our names
+        cursor.execute(f"SELECT pg_is_in_recovery(), {columns}")  # noqa: S608 - our names
         row = cursor.fetchone()
     if row is None or row[0]:
         raise DatabaseUnreachable("this PostgreSQL is a standby and takes no writes", expected="the primary")

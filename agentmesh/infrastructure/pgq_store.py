@@ -19,7 +19,7 @@ from agentmesh.infrastructure.database import Connection
 
 CHANNEL = "mq"
 PRIORITIES = 10
-DEADLINE_S = 5.0
+DEADLINE_S = 3.0
 UNSEEN_S = 120.0
 """How long a transient queue (replies, control, events) may go without its consumer saying that it lives."""
 

@@ -154,10 +154,10 @@ def accept(db: Database, traces: Sequence[NewTrace]) -> list[UUID]:
     except (psycopg.errors.UniqueViolation, psycopg.OperationalError, psycopg.InterfaceError) as exc:
         if isinstance(exc, psycopg.errors.LockNotAvailable | psycopg.errors.QueryCanceled):
             raise
-        return _settle(db, traces, once, exc)
+        return _settle(db, traces, once)
 
 
-def _settle(db: Database, traces: Sequence[NewTrace], again: Callable[[], list[UUID]], cause: Exception) -> list[UUID]:
+def _settle(db: Database, traces: Sequence[NewTrace], again: Callable[[], list[UUID]]) -> list[UUID]:
     """Repeat the write under the same ids; a unique violation on them means that the first one had committed."""
     ids = [one.id for one in traces]
     try:
@@ -171,7 +171,7 @@ def _settle(db: Database, traces: Sequence[NewTrace], again: Callable[[], list[U
             return ids
         raise
     except (psycopg.OperationalError, psycopg.InterfaceError) as exc:
-        raise OutcomeUnknown("the answer to COMMIT was lost", value=str(ids[0])) from (exc if exc else cause)
+        raise OutcomeUnknown("the answer to COMMIT was lost", value=str(ids[0])) from exc
 
 
 def accept_within(connection: sa.Connection, traces: Sequence[NewTrace]) -> list[UUID]:
