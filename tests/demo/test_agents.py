@@ -78,9 +78,10 @@ def test_a_settled_case_is_the_answer() -> None:
 def test_a_search_that_failed_leaves_the_keywords() -> None:
     action = decide(session(1))
     assert action.strategy == "fallback"
-    assert {use.tool: use.args for slot in action.slots for use in slot}[
-        "vote_of_similar_cases"
-    ] == {"cases": [], "round": 1}
+    assert {use.tool: use.args for slot in action.slots for use in slot}["vote_of_similar_cases"] == {
+        "cases": [],
+        "round": 1,
+    }
 
 
 def test_an_agent_that_gets_nowhere_hands_the_case_to_a_person() -> None:
@@ -101,9 +102,7 @@ def test_a_settled_classification_is_delegated_to_the_report_agent() -> None:
         "generate_report",
     )
     assert verdict["payload"]["case"] == "test-1"
-    Verdict.model_validate(
-        {"kind": verdict["verdict"]} | {k: v for k, v in verdict.items() if k != "verdict"}
-    )
+    Verdict.model_validate({"kind": verdict["verdict"]} | {k: v for k, v in verdict.items() if k != "verdict"})
 
 
 def test_an_answer_is_delegated_too() -> None:

@@ -66,12 +66,8 @@ def test_a_policy_that_asks_for_a_person_gets_one() -> None:
 
 
 def test_disagreement_keywords_and_silence_each_need_a_person() -> None:
-    assert case(Classification("exchange_rate", 0.3, "vote", 2))["reason"] == (
-        "the similar cases disagree"
-    )
-    assert case(Classification("exchange_rate", 0.5, "keywords", 2))["reason"] == (
-        "only keywords say what it is about"
-    )
+    assert case(Classification("exchange_rate", 0.3, "vote", 2))["reason"] == ("the similar cases disagree")
+    assert case(Classification("exchange_rate", 0.5, "keywords", 2))["reason"] == ("only keywords say what it is about")
     assert case(None)["reason"] == "nothing says what it is about"
 
 

@@ -42,9 +42,7 @@ def test_a_number_of_messages_that_is_not_there_is_refused(n: int) -> None:
 
 
 def test_past_cases_and_test_messages_do_not_overlap_in_name() -> None:
-    assert not {one.case for one in data.load_cases()} & {
-        one.case for one in data.load_test_messages(50)
-    }
+    assert not {one.case for one in data.load_cases()} & {one.case for one in data.load_test_messages(50)}
 
 
 def test_customers_and_ages_follow_from_the_row_alone() -> None:
@@ -74,9 +72,7 @@ def test_every_intent_goes_to_the_context_of_its_customer() -> None:
 
 def test_a_file_of_ones_own_is_read(tmp_path: Path) -> None:
     file = tmp_path / "own.csv"
-    file.write_text(
-        '\ufefftext,customer,category\n"Lost, my\ncard",7,x\nHelp,,\n', encoding="utf-8"
-    )
+    file.write_text('\ufefftext,customer,category\n"Lost, my\ncard",7,x\nHelp,,\n', encoding="utf-8")
     first, second = data.read_input(file)
     assert (first.text, first.customer, first.category) == ("Lost, my\ncard", 7, "x")
     assert (second.customer, second.category) == (data.customer_of(1), None)
@@ -100,9 +96,7 @@ def test_a_file_of_ones_own_is_read(tmp_path: Path) -> None:
         (b"text\nnul\0here\n", 2, "NUL"),
     ],
 )
-def test_a_malformed_line_is_named_by_its_number(
-    tmp_path: Path, content: bytes, line: int, said: str
-) -> None:
+def test_a_malformed_line_is_named_by_its_number(tmp_path: Path, content: bytes, line: int, said: str) -> None:
     file = tmp_path / "bad.csv"
     file.write_bytes(content)
     with pytest.raises(Mistake, match=said) as caught:
@@ -110,12 +104,8 @@ def test_a_malformed_line_is_named_by_its_number(
     assert re.search(rf"bad\.csv:{line}\b", caught.value.what)
 
 
-@pytest.mark.parametrize(
-    ("content", "said"), [(b"text\n\xff\n", "UTF-8"), (b"text\n", "no messages")]
-)
-def test_a_file_that_is_no_text_or_has_no_rows_is_refused(
-    tmp_path: Path, content: bytes, said: str
-) -> None:
+@pytest.mark.parametrize(("content", "said"), [(b"text\n\xff\n", "UTF-8"), (b"text\n", "no messages")])
+def test_a_file_that_is_no_text_or_has_no_rows_is_refused(tmp_path: Path, content: bytes, said: str) -> None:
     file = tmp_path / "bad.csv"
     file.write_bytes(content)
     with pytest.raises(Mistake, match=said):

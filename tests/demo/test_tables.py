@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from threading import Barrier
@@ -15,23 +14,17 @@ from agentmesh.demo import data, tables
 from agentmesh.demo.cases import VOTERS, Similar, is_settled, vote
 from agentmesh.errors import Mistake
 from agentmesh.records import new_id
-
-URL = os.environ.get("AGENTMESH_TEST_POSTGRES_URL", "postgresql://127.0.0.1:5432/postgres")
+from agentmesh.testing import need
 
 
 @pytest.fixture(scope="module")
 def database() -> Iterator[str]:
     """The address of an empty database of this module's own."""
-    try:
-        admin = psycopg.connect(URL, autocommit=True, connect_timeout=5)
-    except psycopg.OperationalError as exc:
-        if os.environ.get("CI"):
-            raise
-        pytest.skip(f"no PostgreSQL at {URL}: {exc}")
+    server = need("AGENTMESH_TEST_POSTGRES_URL")
     name = f"amtest_demo_{new_id().hex[-12:]}"
-    with admin:
+    with psycopg.connect(server, autocommit=True) as admin:
         admin.execute(f"CREATE DATABASE {name}")
-        yield psycopg.conninfo.make_conninfo(URL, dbname=name)
+        yield psycopg.conninfo.make_conninfo(server, dbname=name)
         admin.execute(f"DROP DATABASE {name} WITH (FORCE)")
 
 
@@ -107,9 +100,7 @@ def test_a_rare_word_weighs_more_than_many_common_ones(engine: sa.Engine) -> Non
     assert "mastercard" in first["text"].lower()
 
 
-@pytest.mark.parametrize(
-    "text", ["", "  ", "?!", "zzzqqq xyzzyx", "\\ ' \" | & ! ( ) :* <-> %s %(text)s", "привет"]
-)
+@pytest.mark.parametrize("text", ["", "  ", "?!", "zzzqqq xyzzyx", "\\ ' \" | & ! ( ) :* <-> %s %(text)s", "привет"])
 def test_odd_texts_find_what_they_find_and_break_nothing(engine: sa.Engine, text: str) -> None:
     with engine.begin() as tx:
         assert len(tables.similar(tx, text, limit=3, wide=True)) <= 3
