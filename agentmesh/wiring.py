@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.metadata
+import json
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -39,6 +40,7 @@ from agentmesh.coordination.rescuer import Pace, Rescuer
 from agentmesh.errors import NoSigningKey, PluginRefused
 from agentmesh.execution.callbacks import CallbackHandler
 from agentmesh.execution.executors import EXECUTORS, Parts
+from agentmesh.execution.plan import BehaviorPlan
 from agentmesh.execution.router import ToolRouter
 from agentmesh.execution.runner import ToolRunner
 from agentmesh.execution.tools import TOOLS, ToolRegistry
@@ -246,9 +248,20 @@ class Mesh:
             db=self.db, router=self.tool_router, callback=CallbackHandler(), builder=SessionBuilder(),
             sessions=SessionManager(self.db), blobs=self.blobs, ring=self.doorbell.ring, chord=self.doorbell.chord,
             delegate=lambda held, verdict: self.client.child(held, verdict, depth_limit=limits.delegation_depth),
-            pool=ThreadPoolExecutor(max_workers=self.settings.worker.agents_concurrency, thread_name_prefix="inline"),
+            plan=self._pinned, pool=ThreadPoolExecutor(max_workers=self.settings.worker.agents_concurrency, thread_name_prefix="inline"),
             redact=redact,
         )  # fmt: skip
+
+    def _pinned(self, tenant_id: str, plan_hash: str) -> BehaviorPlan:
+        known = self._plans.get(plan_hash)
+        if known is None:
+            body = announced.plan(self.db, tenant_id, plan_hash)
+            known = self._plans[plan_hash] = BehaviorPlan.model_validate_json(json.dumps(body))
+        return known
+
+    @cached_property
+    def _plans(self) -> dict[str, BehaviorPlan]:
+        return {}
 
     def runtime(self, agent: str) -> AgentRuntime:
         """The runtime of a hosted agent. Raises UnknownAgent."""

@@ -113,7 +113,7 @@ class DirectClient:
     ) -> None:  # fmt: skip
         self._db, self._key, self._grants, self._mesh = db, key, tuple(grants), mesh
         self._ring, self._blobs, self._now_s = ring, blobs, now_s
-        self._agents: tuple[float, dict[str, Row]] = (float("-inf"), {})
+        self._agents: dict[str, tuple[float, dict[str, Row]]] = {}
 
     def send(self, intent: Intent, *, session: Any = None) -> Trace:
         """Accept one intent; durable when this returns, unless `session` is given: then with its commit."""
@@ -173,10 +173,10 @@ class DirectClient:
         )  # fmt: skip
 
     def _agent(self, intent: Intent, tenant: str) -> Row:
-        at, known = self._agents
+        at, known = self._agents.get(tenant, (float("-inf"), {}))
         if intent.to_id not in known or time.monotonic() - at > AGENTS_FRESH_S:
             known = dispatch.agents(self._db, tenant)
-            self._agents = (time.monotonic(), known)
+            self._agents[tenant] = (time.monotonic(), known)
         agent = known.get(intent.to_id)
         if agent is None:
             near = difflib.get_close_matches(intent.to_id, known, n=1)

@@ -108,7 +108,7 @@ class Position:
         return replace(
             self, held=traces.moved(self.held, landed, steps=steps), step_id=step.id, step_epoch=1, node=step.node,
             kind="tools", phase="run", failures=0, need=step.need, wins=0, pending=step.pending, attempt_id=None,
-            attempt_n=0, action=None, error=None, calls=tuple(calls),
+            attempt_n=0, action=step.action, error=None, calls=tuple(calls),
         )  # fmt: skip
 
     def with_calls(

@@ -60,6 +60,7 @@ class Parts:
     ring: Callable[[Sequence[Ring]], None]
     chord: Callable[[Sequence[Ring], Ring], None]
     delegate: Callable[[Held, Verdict], NewTrace]
+    plan: Callable[[str, str], BehaviorPlan]
     pool: ThreadPoolExecutor
     redact: Callable[[Json], Json] = field(default=lambda value: value)
 
@@ -302,12 +303,16 @@ class Executor:
     # --- facts ----------------------------------------------------------------------------------------------------
 
     def _decide(self, at: Position, fact: Fact, *, result: Json = None) -> Any:
-        return advance(
-            self.agent.plan, State(at.node, at.iteration, at.held.steps, at.policy, fact, result)
-        )
+        return advance(self._plan(at), State(at.node, at.iteration, at.held.steps, at.policy, fact, result))
+
+    def _plan(self, at: Position) -> BehaviorPlan:
+        """The plan this trace is pinned to: a deploy changes no running trace."""
+        if at.held.plan_hash == self.agent.plan.hash:
+            return self.agent.plan
+        return self.parts.plan(at.held.tenant_id, at.held.plan_hash)
 
     def _tools_step(self, at: Position) -> NewStep:
-        node = self.agent.plan.of_kind("tools").id
+        node = self._plan(at).of_kind("tools").id
         return NewStep(new_id(), node, "tools", "waiting", at.iteration, at.held.steps + 1, at.step_id)
 
     def _view(self, at: Position) -> Session:

@@ -6,6 +6,7 @@ the result and may go round again. A callback runs on the step whose result it h
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import Literal
 
 from agentmesh.infrastructure import jsontext
@@ -45,7 +46,7 @@ class BehaviorPlan(Record):
     def body(self) -> Json:
         return self.model_dump(mode="json", exclude_none=True)
 
-    @property
+    @cached_property
     def hash(self) -> str:
         """sha256 over the canonical JSON: the same plan has the same hash everywhere."""
         return jsontext.digest(self.body())

@@ -34,6 +34,16 @@ SELECT x.id, %(tenant)s, %(context)s, x.type, x.scope, x.key, 1 + coalesce((SELE
    step_id uuid, origin text, trusted boolean)
 """
 
+# Part of the holder's commit: short-term entries have one writer, whose trace row that statement has locked.
+INSERT_SHORT_TERM = """ m AS (INSERT INTO mesh.memory (id, tenant_id, context_id, type, scope, key, version, value, deleted,
+    trace_id, step_id, origin, trusted)
+   SELECT x.id, t.tenant_id, t.context_id, 'short_term', x.scope, x.key,
+     1 + coalesce((SELECT max(o.version) FROM mesh.memory o WHERE o.tenant_id = t.tenant_id
+       AND o.context_id = t.context_id AND o.type = 'short_term' AND o.scope = x.scope AND o.key = x.key), 0),
+     x.value, x.deleted, t.id, x.step_id, x.origin, x.trusted
+   FROM t, jsonb_to_recordset(%(memory)s::jsonb) AS x(id uuid, scope text, key text, value jsonb, deleted boolean,
+     step_id uuid, origin text, trusted boolean))"""
+
 NEWEST = """
 SELECT DISTINCT ON (type, key) type, key, value, version, origin, trusted, deleted, at FROM mesh.memory
  WHERE tenant_id = %(tenant)s AND context_id = %(context)s AND (type = 'long_term' OR scope = %(scope)s)
@@ -62,24 +72,24 @@ class MemoryEntry:
 
 
 def write(
-    tx: Tx, tenant_id: str, context_id: str, trace_id: UUID | None, writes: Sequence[MemoryWrite], *, locked: bool = False
+    tx: Tx, tenant_id: str, context_id: str, trace_id: UUID | None, writes: Sequence[MemoryWrite]
 ) -> None:
-    """Add the next version of each entry (the last of several writes to one key wins).
+    """Add the next version of each entry, under the context's lock."""
+    made = rows(trace_id, writes)
+    row = tx.one(LOCK, {"tenant": tenant_id, "context": context_id, "n": len(made)})
+    seq = row["mem_seq"] if row else None
+    tx.count(
+        WRITE, {"tenant": tenant_id, "context": context_id, "trace": trace_id, "seq": seq, "rows": jsonb(made)}
+    )
 
-    `locked`: all entries are short-term ones of a trace whose row this transaction holds.
-    """
+
+def rows(trace_id: UUID | None, writes: Sequence[MemoryWrite]) -> list[dict[str, Json]]:
+    """The entries as rows to be; the last of several writes to one key wins."""
     last = {(one.type, one.key): one for one in writes}
-    seq = None
-    if not locked:
-        row = tx.one(LOCK, {"tenant": tenant_id, "context": context_id, "n": len(last)})
-        seq = row["mem_seq"] if row else None
-    rows = [
+    return [
         plain(one) | {"id": str(new_id()), "scope": str(trace_id) if one.type == "short_term" else ""}
         for one in last.values()
     ]
-    tx.count(
-        WRITE, {"tenant": tenant_id, "context": context_id, "trace": trace_id, "seq": seq, "rows": jsonb(rows)}
-    )
 
 
 def newest(db: Database, tenant_id: str, context_id: str, trace_id: UUID) -> dict[str, Json]:

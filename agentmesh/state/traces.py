@@ -17,6 +17,7 @@ from agentmesh.records import Json, new_id
 from agentmesh.state import memory
 from agentmesh.state.changes import Change, plain
 from agentmesh.state.dispatch import INSERT_CHILDREN, child_rows
+from agentmesh.state.memory import INSERT_SHORT_TERM
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,6 +228,7 @@ WITH t AS (
  f AS (INSERT INTO mesh.effects (step_id, name, tenant_id, trace_id)
    SELECT x.step_id, x.name, t.tenant_id, t.id
    FROM t, jsonb_to_recordset(%(effects)s::jsonb) AS x(step_id uuid, name text)),
+{INSERT_SHORT_TERM},
 {INSERT_CHILDREN}
 SELECT worker_id IS NOT NULL AS kept, epoch FROM t
 """
@@ -323,13 +325,13 @@ def commit(db: Database, held: Held, change: Change) -> Landed | None:
     long_term = [write for write in change.memory if write.type == "long_term"]
 
     def once() -> Row | None:
-        if not change.memory:
+        if not long_term:
             rows = db.once(COMMIT, params)
             return rows[0] if rows else None
         with db.begin() as tx:
             row = tx.one(COMMIT, params)
             if row is not None:
-                memory.write(tx, held.tenant_id, held.context_id, held.id, change.memory, locked=not long_term)
+                memory.write(tx, held.tenant_id, held.context_id, held.id, long_term)
             return row
 
     try:
@@ -372,6 +374,7 @@ def _params(held: Held, change: Change) -> dict[str, Any]:
         "effects": jsonb([{"step_id": str(step), "name": name} for step, name in change.effects]),
         "events": jsonb(events),
         "children": jsonb(child_rows(change.children)),
+        "memory": jsonb(memory.rows(held.id, [one for one in change.memory if one.type == "short_term"])),
     }  # fmt: skip
 
 
