@@ -72,7 +72,7 @@ def database(server: str, *, template: str | None = None) -> Iterator[str]:
 
 
 def broken(url: str, *, quiet: bool = True) -> dict[str, list[str]]:
-    """The ids that break each invariant I1–I12, by its number; `quiet` False leaves out what holds only at rest."""
+    """The ids that break each invariant I1 to I12, by its number; `quiet` False leaves out what holds only at rest."""
     found: dict[str, list[str]] = {}
     with psycopg.connect(url.replace("+psycopg", "")) as connection:
         connection.execute("SET search_path = inv")

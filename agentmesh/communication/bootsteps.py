@@ -22,7 +22,7 @@ def add_life(
     class Life(bootsteps.StartStopStep):  # type: ignore[misc]
         requires = ("celery.worker.components:Pool",)
 
-        def start(self, worker: Any) -> None:
+        def start(self, worker: Any) -> None:  # noqa: ARG002 - Celery's signature
             start()
 
     def forked(**_: Any) -> None:

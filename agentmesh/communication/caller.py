@@ -36,8 +36,9 @@ class AfterCommit:
         """The one of this session. Raises Mistake for anything that is no SQLAlchemy Session."""
         found = session() if hasattr(session, "registry") else session
         if not isinstance(found, Session):
-            hint = "await session.run_sync(lambda s: router.dispatch(…, session=s))" if hasattr(found, "run_sync") else "a Session"
-            raise Mistake("dispatch was given no SQLAlchemy Session", value=type(found).__name__, expected=hint)
+            hint = "await session.run_sync(lambda s: router.dispatch(…, session=s))"
+            raise Mistake("dispatch was given no SQLAlchemy Session", value=type(found).__name__,
+                          expected=hint if hasattr(found, "run_sync") else "a Session")  # fmt: skip
         known = found.info.get(cls.KEY)
         if known is None:
             known = found.info[cls.KEY] = cls(found)
@@ -70,5 +71,5 @@ class AfterCommit:
             with contextlib.suppress(Exception):  # the caller has committed: nothing of ours may raise into that
                 action()
 
-    def _rolled_back(self, session: Session, previous: SessionTransaction) -> None:
+    def _rolled_back(self, _session: Session, previous: SessionTransaction) -> None:
         self._waiting = [one for one in self._waiting if id(previous) not in one[0]]

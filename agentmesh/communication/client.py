@@ -16,7 +16,13 @@ from typing import Any
 from uuid import UUID
 
 from agentmesh.communication.envelope import (
-    INLINE_PAYLOAD_BYTES, Command, Context, Envelope, Meta, audience, sign,
+    INLINE_PAYLOAD_BYTES,
+    Command,
+    Context,
+    Envelope,
+    Meta,
+    audience,
+    sign,
 )  # fmt: skip
 from agentmesh.communication.keys import SigningKey
 from agentmesh.errors import BadPayload, DelegationTooDeep, StillWorking, TraceFailed, UnknownAgent, UnknownIntent

@@ -6,13 +6,10 @@ Celery then calls `on_chord_part_return`, which rings them. Bodies and callbacks
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from typing import Any
 
 from celery import states
 from celery.backends.base import BaseBackend
-
-from agentmesh.records import Ring
 
 
 class JoinBackend(BaseBackend):  # type: ignore[misc]
@@ -38,7 +35,7 @@ class JoinBackend(BaseBackend):  # type: ignore[misc]
             ring(result)
 
     def mark_as_failure(self, task_id: str, exc: BaseException, traceback: Any = None, request: Any = None,
-                        store_result: bool = True, call_errbacks: bool = True, state: str = states.FAILURE) -> None:  # noqa: FBT001, FBT002
+                        store_result: bool = True, call_errbacks: bool = True, state: str = states.FAILURE) -> None:
         """A task that failed left its row to the rescuer; error callbacks in its message are ignored."""
 
     def store_result(self, task_id: str, result: Any, state: str, traceback: Any = None, request: Any = None,
@@ -67,5 +64,5 @@ class JoinBackend(BaseBackend):  # type: ignore[misc]
     def cleanup(self) -> None:
         """Nothing is kept."""
 
-    def as_uri(self, include_password: bool = True) -> str:  # noqa: FBT001, FBT002
+    def as_uri(self, include_password: bool = True) -> str:
         return "agentmesh://rows"

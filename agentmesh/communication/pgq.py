@@ -73,8 +73,17 @@ class Channel(virtual.Channel):  # type: ignore[misc]
         session: Session = self.connection.session
         return session
 
-    def _put(self, queue: str, message: dict[str, Any], **_: Any) -> None:
-        self.session.put([Put(queue, self._get_message_priority(message), kombu.dumps(message))])
+    def _put(
+        self, queue: str, message: dict[str, Any], _publish_batch: PublishBatch | None = None, **_: Any
+    ) -> None:
+        put = Put(queue, self._get_message_priority(message), kombu.dumps(message))
+        if _publish_batch is None:
+            self.session.put([put])
+        else:
+            _publish_batch.waiting.append(put)
+
+    def create_publish_batch(self, max_size: int) -> PublishBatch:
+        return PublishBatch(self)
 
     def _put_fanout(self, exchange: str, message: dict[str, Any], routing_key: str, **_: Any) -> None:
         self.session.fan_out(exchange, kombu.dumps(message))
@@ -152,6 +161,28 @@ class Channel(virtual.Channel):  # type: ignore[misc]
         return BATCH if left is None else min(left, BATCH)
 
 
+class PublishBatch:
+    """Messages of one `Producer.batch()`, which go out in one statement when it ends."""
+
+    def __init__(self, channel: Channel) -> None:
+        self.channel = channel
+        self.waiting: list[Put] = []
+
+    def publish(self, message: dict[str, Any], **kwargs: Any) -> Any:
+        return self.channel.basic_publish(message, _publish_batch=self, **kwargs)
+
+    def flush(self) -> None:
+        waiting, self.waiting = self.waiting, []
+        if waiting:
+            self.channel.session.put(waiting)
+
+    def discard(self) -> None:
+        self.waiting = []
+
+    def close(self) -> None:
+        self.discard()
+
+
 class Transport(virtual.Transport):  # type: ignore[misc]
     """One session to put and take, and one to listen once something consumes."""
 
@@ -161,7 +192,7 @@ class Transport(virtual.Transport):  # type: ignore[misc]
     driver_type = "postgresql"
     driver_name = "psycopg"
     implements = virtual.Transport.implements.extend(
-        asynchronous=True, exchange_type=frozenset(["direct", "topic", "fanout"])
+        asynchronous=True, batch_publish=True, exchange_type=frozenset(["direct", "topic", "fanout"])
     )
     connection_errors = (*virtual.Transport.connection_errors, psycopg.OperationalError, psycopg.InterfaceError)
 

@@ -16,7 +16,18 @@ from agentmesh.infrastructure.database import Database
 from agentmesh.records import Action, Failure, Json, Policy
 from agentmesh.state import traces
 from agentmesh.state.changes import (
-    AttemptEnd, CallChange, Change, End, Event, MemoryWrite, NewAttempt, NewCall, NewStep, NewTrace, StepChange, plain,
+    AttemptEnd,
+    CallChange,
+    Change,
+    End,
+    Event,
+    MemoryWrite,
+    NewAttempt,
+    NewCall,
+    NewStep,
+    NewTrace,
+    StepChange,
+    plain,
 )  # fmt: skip
 from agentmesh.state.traces import Held, Landed, Taken
 

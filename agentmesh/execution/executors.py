@@ -19,7 +19,18 @@ from agentmesh.behavior.reasoners import Reasoner, parse_action
 from agentmesh.behavior.session import Session, SessionBuilder
 from agentmesh.execution import inline
 from agentmesh.execution.advance import (
-    Again, Broke, CallTools, Decided, Fact, Fail, Finish, Handle, Joined, Ruled, State, Visit, advance,
+    Again,
+    Broke,
+    CallTools,
+    Decided,
+    Fact,
+    Fail,
+    Finish,
+    Joined,
+    Ruled,
+    State,
+    Visit,
+    advance,
 )  # fmt: skip
 from agentmesh.execution.callbacks import CallbackHandler, StepResult, effects_of
 from agentmesh.execution.draft import Draft, LiveCall, Position
@@ -336,10 +347,10 @@ class Executor:
             return self._answer(at, Action.model_validate_json(at.action_text()))
         value, ok, failures = at.tools_result()
         expanded = _expanded(value, lambda one: self.parts.blobs.expand(at.held.tenant_id, one))
-        return StepResult(at.step_id, at.node, ok, False, expanded, failures)
+        return StepResult(at.step_id, at.node, ok=ok, answered=False, value=expanded, failures=failures)
 
     def _answer(self, at: Position, action: Action) -> StepResult:
-        return StepResult(at.step_id, at.node, True, True, action.answer)
+        return StepResult(at.step_id, at.node, ok=True, answered=True, value=action.answer)
 
     def _chosen(self, action: Action) -> dict[str, Json]:
         said = action.model_dump(mode="json", exclude_none=True, exclude={"candidates", "propensity", "policy_version"})

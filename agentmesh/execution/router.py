@@ -140,6 +140,7 @@ def _local(tool: Tool) -> Offer:
 def _remote(row: Row) -> Offer:
     spec: dict[str, Json] = row["spec"]
     return Offer(
-        row["id"], row["queue"] or tool_queue("tools"), tuple(row["needs"]), row["effect"], False, bool(spec["tx"]),
-        float(spec["timeout_s"]), int(spec["attempts"]), Backoff.model_validate(spec["backoff"]), None,
+        name=row["id"], queue=row["queue"] or tool_queue("tools"), needs=tuple(row["needs"]), effect=row["effect"],
+        inline=False, tx=bool(spec["tx"]), timeout_s=float(spec["timeout_s"]), attempts=int(spec["attempts"]),
+        backoff=Backoff.model_validate(spec["backoff"]), tool=None,
     )  # fmt: skip

@@ -181,7 +181,7 @@ TOOLS = ToolRegistry()
 """What `@register_tool` fills: the tools whose modules this process has imported."""
 
 
-def register_tool(
+def register_tool(  # noqa: PLR0913 - the public declaration, every part optional
     name: str, *, needs: Iterable[str] = (), timeout: float | None = None, attempts: int | None = None,
     effect: Effect = "repeatable", inline: bool = False, tx: bool = False, queue: str | None = None, version: str = "1",
     backoff: Backoff | None = None, task: Adopted | None = None, registry: ToolRegistry | None = None,

@@ -205,11 +205,10 @@ class Database:
 
     def alone(self, *, deadline_s: float) -> Database:
         """A second handle with one connection of its own (beats, leadership), never starved by the pool."""
-        other = Database(
+        return Database(
             self.url, pool_size=1, max_overflow=0, pool_timeout_s=deadline_s, deadline_s=deadline_s,
             check_role=self._check_role,
         )  # fmt: skip
-        return other
 
     def after_fork(self) -> None:
         """Forget the parent's connections without closing them."""
@@ -236,7 +235,7 @@ def _assert_role(connection: Connection) -> None:
     names: Sequence[str] = list(ROLE_SETTINGS)
     with connection.cursor() as cursor:
         columns = ", ".join(f"current_setting('{name}')" for name in names)
-        cursor.execute(f"SELECT pg_is_in_recovery(), {columns}")  # noqa: S608 - our names
+        cursor.execute(f"SELECT pg_is_in_recovery(), {columns}")
         row = cursor.fetchone()
     if row is None or row[0]:
         raise DatabaseUnreachable("this PostgreSQL is a standby and takes no writes", expected="the primary")

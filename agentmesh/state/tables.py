@@ -201,7 +201,7 @@ steps = sa.Table(
         "steps_successor", "trace_id", "after_step_id", "node", "iteration",
         unique=True,
         postgresql_where=sa.text("after_step_id IS NOT NULL AND status <> 'superseded'"),
-    ),  # fmt: skip
+    ),
     sa.Index("steps_trace", "trace_id", "ordinal"),
     sa.Index("steps_ready", "queue", "rung_at", postgresql_where=sa.text("status IN ('ready','joined')")),
     sa.Index("steps_deadline", "deadline", postgresql_where=sa.text("status = 'running'")),

@@ -12,7 +12,7 @@ from uuid import UUID
 
 import psycopg
 
-from agentmesh.infrastructure.database import Database, Row, Tx, jsonb
+from agentmesh.infrastructure.database import Database, Row, jsonb
 from agentmesh.records import Json, new_id
 from agentmesh.state import memory
 from agentmesh.state.changes import Change, plain
