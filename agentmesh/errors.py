@@ -133,6 +133,16 @@ class BadYaml(MeshError):
     next = "agentmesh config show"
 
 
+class NotFinite(BadJson):
+    code = "E_JSON_NUMBER"
+    expected = "finite numbers: neither NaN nor infinity, nor what overflows"
+
+
+class DuplicateKey(BadJson):
+    code = "E_JSON_DUPLICATE_KEY"
+    expected = "each key once in an object"
+
+
 class BadPayload(MeshError):
     code = "E_PAYLOAD"
     exit_code = 2

@@ -23,7 +23,7 @@ from uuid import UUID
 import rfc8785
 from pydantic import BaseModel
 
-from agentmesh.errors import BadJson
+from agentmesh.errors import BadJson, DuplicateKey, NotFinite
 from agentmesh.records import Json
 
 MAX_BYTES = 16 * 1024 * 1024
@@ -50,7 +50,7 @@ def loads(text: str | bytes, *, what: str, max_bytes: int = MAX_BYTES) -> Json:
     try:
         value = _decoder.decode(text)
     except BadJson as bad:
-        raise _bad(what, bad.what, bad.value) from None
+        raise type(bad)(f"{what} is not strict JSON: {bad.what}", value=bad.value) from None
     except json.JSONDecodeError as bad:
         where = f"line {bad.lineno}, column {bad.colno}"
         raise _bad(what, f"{bad.msg[:1].lower()}{bad.msg[1:]} at {where}") from None
@@ -153,7 +153,7 @@ def _object(pairs: list[tuple[str, Json]]) -> dict[str, Json]:
     if len(found) != len(pairs):
         seen: set[str] = set()
         twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
-        raise BadJson("a key stands twice in an object", value=twice)
+        raise DuplicateKey("a key stands twice in an object", value=twice)
     return found
 
 
@@ -166,12 +166,12 @@ def _integer(digits: str) -> int:
 def _float(digits: str) -> float:
     number = float(digits)
     if math.isinf(number):
-        raise BadJson("a number is too large", value=digits[:40])
+        raise NotFinite("a number is too large", value=digits[:40])
     return number
 
 
 def _constant(name: str) -> NoReturn:
-    raise BadJson("it says what is no number", value=name)
+    raise NotFinite("it says what is no number", value=name)
 
 
 def _plain(value: object) -> Json:
@@ -219,7 +219,9 @@ def _explain(value: object, what: str, path: str, depth: int) -> None:
             raise _bad(what, f"{path} is of a type that has no JSON", kind) from None
     fault = _fault(value, depth)
     if fault is not None:
-        raise _bad(what, f"{path} {fault}", value if isinstance(value, float) else None)
+        if isinstance(value, float):
+            raise NotFinite(f"{what} is not strict JSON: {path} {fault}", value=value)
+        raise _bad(what, f"{path} {fault}")
     if isinstance(value, dict):
         for key, one in value.items():
             if not isinstance(key, str):

@@ -322,3 +322,24 @@ def test_a_value_without_canonical_bytes_is_refused() -> None:
     for value in (math.nan, "\ud800", {1}, {"a": 1, 2: 3}):
         with pytest.raises(BadJson):
             jsontext.digest(value)
+
+
+@pytest.mark.parametrize(
+    ("text", "code"),
+    [
+        ('{"a": NaN}', "E_JSON_NUMBER"),
+        ("[1e999]", "E_JSON_NUMBER"),
+        ('{"a": 1, "a": 2}', "E_JSON_DUPLICATE_KEY"),
+        ("{", "E_JSON"),
+    ],
+)
+def test_each_kind_of_bad_json_has_a_code_of_its_own(text: str, code: str) -> None:
+    with pytest.raises(BadJson) as refused:
+        jsontext.loads(text, what="the payload")
+    assert refused.value.code == code
+
+
+def test_writing_a_number_that_is_none_says_so_by_its_code() -> None:
+    with pytest.raises(BadJson) as refused:
+        jsontext.dumps({"a": [float("nan")]}, what="the payload")
+    assert refused.value.code == "E_JSON_NUMBER"
