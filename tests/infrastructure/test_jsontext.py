@@ -294,7 +294,7 @@ def test_canonical_bytes_are_those_of_rfc_8785(value: object) -> None:
 @given(VALUES)
 def test_canonical_bytes_are_canonical_already(value: object) -> None:
     once = jsontext.canonical(value)
-    assert jsontext.canonical(read(once)) == once
+    assert jsontext.canonical(json.loads(once)) == once  # 1e20 is written with 21 digits
 
 
 @settings(max_examples=25)
