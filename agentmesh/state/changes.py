@@ -6,8 +6,8 @@ by us beforehand, so that a commit whose answer was lost can be repeated under t
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
-from typing import Literal
+from dataclasses import dataclass, field
+from typing import Any, Literal
 from uuid import UUID
 
 from agentmesh.records import Json, new_id
@@ -190,9 +190,10 @@ class Change:
     id: UUID = field(default_factory=new_id)
 
 
-def plain(value: object) -> dict[str, Json]:
-    """A part as a JSON object: ids become text."""
+def plain(value: Any) -> dict[str, Json]:
+    """A part as a JSON object: ids become text. (`asdict` would copy every payload, too.)"""
     return {
         name: str(one) if isinstance(one, UUID) else list(one) if isinstance(one, tuple) else one
-        for name, one in asdict(value).items()  # type: ignore[call-overload]
+        for name in value.__dataclass_fields__
+        for one in (getattr(value, name),)
     }
