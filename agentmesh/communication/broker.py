@@ -17,7 +17,17 @@ from urllib.parse import urlsplit
 from celery import Celery, chord
 
 from agentmesh.communication import pgq
-from agentmesh.communication.lines import LOST, Line, argsrepr, line_to, ring_args, ring_kwargs, wire_priority
+from agentmesh.communication.lines import (
+    LENT,
+    LOST,
+    Line,
+    argsrepr,
+    lending,
+    line_to,
+    ring_args,
+    ring_kwargs,
+    wire_priority,
+)
 from agentmesh.errors import BadSettings, BrokerUnreachable
 from agentmesh.records import Ring
 
@@ -94,7 +104,7 @@ def make_app(
     pgq.register()
     url = pgq.broker_url(broker_url) if broker_url.startswith("postgres") else broker_url
     path = backend if isinstance(backend, str) else f"{backend.__module__}:{backend.__qualname__}"
-    app = Celery(name, broker=url, backend=path, set_as_current=False)
+    app = Celery(name, broker=url, backend=path, amqp=LENT, set_as_current=False)
     options = _transport_options(url, key_prefix)
     app.conf.update(SETTINGS, worker_prefetch_multiplier=prefetch, broker_transport_options=options)
     return app
@@ -139,9 +149,9 @@ class Broker:
 
         def publish(line: Line, _: list[Ring]) -> None:
             parts = [self._signature(one, line) for one in header]
-            with line.producer() as producer:
+            with line.producer() as producer, lending(producer):
                 chord(parts, app=self.app).apply_async(
-                    kwargs={"body": self._signature(body, line)}, task_id=body.task_id, producer=producer
+                    kwargs={"body": self._signature(body, line)}, task_id=body.task_id
                 )
 
         return self._publish(list(header), publish)

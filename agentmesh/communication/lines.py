@@ -10,14 +10,16 @@ import json
 import os
 import select
 import socket
+import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from typing import Any, ClassVar, Protocol
 
 import psycopg
 import redis.exceptions
 from amqp.exceptions import AMQPError, NotFound  # type: ignore[import-untyped]
 from celery import Celery
+from celery.app.amqp import AMQP
 from kombu import messaging as kombu_messaging
 from kombu.exceptions import KombuError, OperationalError
 from kombu.utils import json as kombu_json
@@ -182,6 +184,12 @@ class AmqpLine(_Line):
         self._look_for_farewell()
         self._connection.channel().close()
 
+    @contextmanager
+    def producer(self) -> Iterator[Any]:
+        self._look_for_farewell()
+        with super().producer() as made:
+            yield made
+
     def _look_for_farewell(self) -> None:
         """A broker that went away has said so; a write would be taken by the kernel and lost."""
         wire = self._connection.connection
@@ -204,6 +212,39 @@ class PgqLine(_Line):
 
     def ping(self) -> None:
         self.channel.session.alive()
+
+
+_lent = threading.local()
+
+
+@contextmanager
+def lending(producer: Any) -> Iterator[None]:
+    """What Celery publishes in this thread meanwhile (a chord cannot be handed a producer) leaves through this one."""
+    _lent.producer = producer
+    try:
+        yield
+    finally:
+        _lent.producer = None
+
+
+class Lent(AMQP):  # type: ignore[misc]
+    """Celery's publishing, which uses the line that is lent to this thread before it opens one of its own."""
+
+    @property
+    def producer_pool(self) -> Any:
+        producer = getattr(_lent, "producer", None)
+        return AMQP.producer_pool.fget(self) if producer is None else _Pool(producer)
+
+
+class _Pool:
+    def __init__(self, producer: Any) -> None:
+        self._producer = producer
+
+    def acquire(self, **_: Any) -> Any:
+        return nullcontext(self._producer)
+
+
+LENT = f"{__name__}:{Lent.__name__}"
 
 
 class Line(Protocol):
