@@ -14,10 +14,9 @@ import psycopg
 
 from agentmesh.infrastructure.database import Database, Row, jsonb
 from agentmesh.records import Json, new_id
-from agentmesh.state import memory
+from agentmesh.state import landing, memory
 from agentmesh.state.changes import Change, plain
-from agentmesh.state.dispatch import INSERT_CHILDREN, child_rows
-from agentmesh.state.memory import INSERT_SHORT_TERM
+from agentmesh.state.dispatch import child_rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,97 +142,6 @@ INSERT INTO mesh.events (trace_id, seq, tenant_id, name, step_id, call_id, body)
    FROM t, jsonb_to_recordset(%(events)s::jsonb) AS x(n int, name text, step_id uuid, call_id uuid, body jsonb)
 """
 
-COMMIT = f"""
-WITH t AS (
-  UPDATE mesh.traces SET seq = seq + %(n_events)s, steps = steps + %(n_steps)s, commit_id = %(commit)s,
-    status = coalesce(%(end_status)s, status), result = coalesce(%(result)s::jsonb, result),
-    error = coalesce(%(error)s::jsonb, error),
-    ended_at = CASE WHEN %(end_status)s::text IS NOT NULL THEN mesh.mesh_now() END,
-    parent_owed = %(end_status)s::text IS NOT NULL AND parent_call_id IS NOT NULL,
-    worker_id = CASE WHEN %(keep)s AND paused_at IS NULL THEN worker_id END,
-    child = CASE WHEN %(keep)s AND paused_at IS NULL THEN child END,
-    claim_id = CASE WHEN %(keep)s AND paused_at IS NULL THEN claim_id END,
-    epoch = epoch + CASE WHEN %(keep)s AND paused_at IS NULL THEN 0 ELSE 1 END
-   WHERE id = %(trace)s AND tenant_id = %(tenant)s AND worker_id = %(worker)s AND epoch = %(epoch)s
-     AND status = 'running' AND commit_id IS DISTINCT FROM %(commit)s
-  RETURNING id, tenant_id, context_id, root_id, depth, agent, queue, priority, seq - %(n_events)s AS base, epoch, worker_id,
-    child),
- s AS (UPDATE mesh.steps st SET
-    status = CASE WHEN x.status = 'running' AND t.worker_id IS NULL THEN 'ready' ELSE x.status END,
-    phase = coalesce(x.phase, st.phase), action = coalesce(x.action, st.action), output = coalesce(x.output, st.output),
-    error = coalesce(x.error, st.error), pending = coalesce(x.pending, st.pending), wins = coalesce(x.wins, st.wins),
-    failures = coalesce(x.failures, st.failures), callbacks = coalesce(x.callbacks, st.callbacks),
-    deadline = CASE WHEN x.status = 'running' THEN mesh.mesh_now() + make_interval(secs => x.timeout_s) END,
-    wake_at = mesh.mesh_now() + make_interval(secs => x.wake_s),
-    epoch = st.epoch + (x.status = 'ready')::int,
-    rung_at = CASE WHEN x.wake_s IS NOT NULL THEN NULL WHEN x.status = 'ready' THEN mesh.mesh_now() ELSE st.rung_at END,
-    rings = CASE WHEN x.status = 'ready' THEN 0 ELSE st.rings END,
-    ended_at = CASE WHEN x.status IN ('done', 'failed', 'cancelled') THEN mesh.mesh_now() END
-   FROM t, jsonb_to_recordset(%(steps)s::jsonb) AS x(id uuid, status text, phase text, action jsonb, output jsonb,
-     error jsonb, pending int, wins int, failures int, callbacks text[], timeout_s float8, wake_s float8)
-   WHERE st.id = x.id AND st.tenant_id = t.tenant_id),
- ns AS (INSERT INTO mesh.steps (id, tenant_id, trace_id, after_step_id, ordinal, node, iteration, kind, phase, status,
-     require, need, slots, pending, queue, agent, priority, callbacks, action, started_at, deadline, rung_at, mem_seq)
-   SELECT x.id, t.tenant_id, t.id, x.after_step_id, x.ordinal, x.node, x.iteration, x.kind, x.phase,
-     CASE WHEN x.status <> 'running' OR t.worker_id IS NOT NULL THEN x.status
-       WHEN x.kind = 'tools' THEN 'waiting' ELSE 'ready' END,
-     x.require, x.need, x.slots, x.pending, t.queue, t.agent, t.priority, x.callbacks, x.action,
-     CASE WHEN x.status <> 'ready' AND t.worker_id IS NOT NULL THEN mesh.mesh_now() END,
-     CASE WHEN x.status = 'running' AND t.worker_id IS NOT NULL
-       THEN mesh.mesh_now() + make_interval(secs => x.timeout_s) END,
-     CASE WHEN x.status = 'ready' THEN mesh.mesh_now() END,
-     coalesce((SELECT c.mem_seq FROM mesh.contexts c WHERE c.tenant_id = t.tenant_id AND c.id = t.context_id), 0)
-   FROM t, jsonb_to_recordset(%(new_steps)s::jsonb) AS x(id uuid, node text, kind text, status text, iteration int,
-     ordinal int, after_step_id uuid, phase text, require text, need int, slots int, pending int, callbacks text[],
-     action jsonb, timeout_s float8)),
- c AS (UPDATE mesh.calls cl SET
-    status = x.status, result = coalesce(x.result, cl.result), error = coalesce(x.error, cl.error),
-    failures = cl.failures + x.failed::int, n = cl.n + (x.status = 'running')::int,
-    epoch = cl.epoch + (x.status IN ('ready', 'cancelled'))::int,
-    worker_id = CASE WHEN x.status = 'running' THEN t.worker_id END,
-    child = CASE WHEN x.status = 'running' THEN t.child END,
-    deadline = CASE WHEN x.status = 'running' THEN mesh.mesh_now() + make_interval(secs => cl.timeout_s) END,
-    wake_at = CASE WHEN x.status = 'ready' THEN mesh.mesh_now() + make_interval(secs => x.wake_s) END,
-    rung_at = CASE WHEN x.status = 'ready' AND x.wake_s IS NULL THEN mesh.mesh_now() END,
-    ended_at = CASE WHEN x.status IN ('done', 'failed', 'cancelled') THEN mesh.mesh_now() END
-   FROM t, jsonb_to_recordset(%(calls)s::jsonb) AS x(id uuid, epoch int, status text, result jsonb, error jsonb,
-     failed boolean, wake_s float8)
-   WHERE cl.id = x.id AND cl.tenant_id = t.tenant_id AND cl.epoch = x.epoch
-     AND cl.status IN ('running', 'held', 'ready')),
- nc AS (INSERT INTO mesh.calls (id, tenant_id, trace_id, step_id, slot, idx, slot_size, slot_mode, tool, label, args, needs,
-     effect, inline, status, queue, task, priority, idem_key, timeout_s, max_attempts, backoff_s, backoff_cap_s, n,
-     worker_id, child, deadline, rung_at)
-   SELECT x.id, t.tenant_id, t.id, x.step_id, x.slot, x.idx, x.slot_size, x.slot_mode, x.tool, x.label, x.args, x.needs,
-     x.effect, x.inline, CASE WHEN x.status = 'running' AND t.worker_id IS NULL THEN 'ready' ELSE x.status END,
-     x.queue, x.task, x.priority, x.idem_key, x.timeout_s, x.max_attempts, x.backoff_s, x.backoff_cap_s,
-     (x.status = 'running' AND t.worker_id IS NOT NULL)::int,
-     CASE WHEN x.status = 'running' THEN t.worker_id END, CASE WHEN x.status = 'running' THEN t.child END,
-     CASE WHEN x.status = 'running' AND t.worker_id IS NOT NULL
-       THEN mesh.mesh_now() + make_interval(secs => x.timeout_s) END,
-     CASE WHEN x.status = 'ready' OR x.status = 'running' AND t.worker_id IS NULL THEN mesh.mesh_now() END
-   FROM t, jsonb_to_recordset(%(new_calls)s::jsonb) AS x(id uuid, step_id uuid, slot int, idx int, slot_size int,
-     slot_mode text, tool text, label text, args jsonb, needs text[], effect text, inline boolean, status text,
-     queue text, task text, priority smallint, idem_key text, timeout_s float8, max_attempts int, backoff_s float8,
-     backoff_cap_s float8)),
- a AS (UPDATE mesh.attempts at SET ended_at = mesh.mesh_now(), outcome = x.outcome, error = x.error
-   FROM t, jsonb_to_recordset(%(attempts)s::jsonb) AS x(id uuid, outcome text, error jsonb)
-   WHERE at.id = x.id AND at.tenant_id = t.tenant_id AND at.outcome IS NULL),
- na AS (INSERT INTO mesh.attempts (id, tenant_id, trace_id, step_id, call_id, kind, n, epoch, worker_id, child, idem_key)
-   SELECT x.id, t.tenant_id, t.id, x.step_id, x.call_id, x.kind, x.n, x.epoch, t.worker_id, t.child, x.idem_key
-   FROM t, jsonb_to_recordset(%(new_attempts)s::jsonb) AS x(id uuid, step_id uuid, kind text, n int, epoch int,
-     call_id uuid, idem_key text) WHERE t.worker_id IS NOT NULL),
- e AS (INSERT INTO mesh.events (trace_id, seq, tenant_id, name, step_id, call_id, body)
-   SELECT t.id, t.base + x.n, t.tenant_id, x.name, x.step_id, x.call_id, coalesce(x.body, '{{}}')
-   FROM t, jsonb_to_recordset(%(events)s::jsonb) AS x(n int, name text, step_id uuid, call_id uuid, body jsonb)),
- f AS (INSERT INTO mesh.effects (step_id, name, tenant_id, trace_id)
-   SELECT x.step_id, x.name, t.tenant_id, t.id
-   FROM t, jsonb_to_recordset(%(effects)s::jsonb) AS x(step_id uuid, name text)),
-{INSERT_SHORT_TERM},
-{INSERT_CHILDREN}
-SELECT worker_id IS NOT NULL AS kept, epoch FROM t
-"""
-
-
 def claim(db: Database, trace_id: UUID, epoch: int, *, agent: str, holder: Holder, start: dict[str, Any]) -> Taken | None:
     """The queued trace, running its first step under `holder`; None when it is not ours to start.
 
@@ -321,15 +229,15 @@ def commit(db: Database, held: Held, change: Change) -> Landed | None:
 
     A commit whose answer was lost is settled by repeating it under the same id.
     """
-    params = _params(held, change)
+    sql, params = _statement(held, change)
     long_term = [write for write in change.memory if write.type == "long_term"]
 
     def once() -> Row | None:
         if not long_term:
-            rows = db.once(COMMIT, params)
+            rows = db.once(sql, params)
             return rows[0] if rows else None
         with db.begin() as tx:
-            row = tx.one(COMMIT, params)
+            row = tx.one(sql, params)
             if row is not None:
                 memory.write(tx, held.tenant_id, held.context_id, held.id, long_term)
             return row
@@ -356,26 +264,30 @@ def _settled(db: Database, held: Held, change: Change, again: Any) -> Row | None
     return rows[0] if rows else None
 
 
-def _params(held: Held, change: Change) -> dict[str, Any]:
+def _statement(held: Held, change: Change) -> tuple[str, dict[str, Any]]:
+    """The SQL and the parameters of a change: only the parts that it has."""
     end = change.end
-    events = [{"n": n, **plain(one)} for n, one in enumerate(change.events, 1)]
-    return {
+    parts: dict[str, list[dict[str, Json]]] = {
+        "steps": [plain(one) | {"callbacks": _list(one.callbacks)} for one in change.steps],
+        "new_steps": [plain(one) for one in change.new_steps],
+        "calls": [plain(one) for one in change.calls],
+        "new_calls": [plain(one) for one in change.new_calls],
+        "attempts": [plain(one) for one in change.attempts],
+        "new_attempts": [plain(one) for one in change.new_attempts],
+        "events": [{"n": n, **plain(one)} for n, one in enumerate(change.events, 1)],
+        "effects": [{"step_id": str(step), "name": name} for step, name in change.effects],
+        "memory": memory.rows(held.id, [one for one in change.memory if one.type == "short_term"]),
+        "children": child_rows(change.children),
+    }
+    named = {name: jsonb(rows) for name, rows in parts.items() if rows}
+    params = {
         "trace": held.id, "tenant": held.tenant_id, "worker": held.holder.worker_id, "epoch": held.epoch,
         "commit": change.id, "keep": change.keep and end is None,
-        "n_events": len(events), "n_steps": len(change.new_steps),
+        "n_events": len(change.events), "n_steps": len(change.new_steps),
         "end_status": end.status if end else None,
         "result": jsonb(end.result) if end else None, "error": jsonb(end.error) if end else None,
-        "steps": jsonb([plain(one) | {"callbacks": _list(one.callbacks)} for one in change.steps]),
-        "new_steps": jsonb([plain(one) for one in change.new_steps]),
-        "calls": jsonb([plain(one) for one in change.calls]),
-        "new_calls": jsonb([plain(one) for one in change.new_calls]),
-        "attempts": jsonb([plain(one) for one in change.attempts]),
-        "new_attempts": jsonb([plain(one) for one in change.new_attempts]),
-        "effects": jsonb([{"step_id": str(step), "name": name} for step, name in change.effects]),
-        "events": jsonb(events),
-        "children": jsonb(child_rows(change.children)),
-        "memory": jsonb(memory.rows(held.id, [one for one in change.memory if one.type == "short_term"])),
     }  # fmt: skip
+    return landing.statement(tuple(named)), params | named
 
 
 def _list(values: tuple[str, ...] | None) -> list[str] | None:
