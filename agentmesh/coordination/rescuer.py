@@ -22,12 +22,13 @@ from agentmesh.errors import MeshError
 from agentmesh.infrastructure.database import Database, Row
 from agentmesh.infrastructure.faults import point
 from agentmesh.records import Ring
-from agentmesh.state import leases, rescue, rings
+from agentmesh.state import leases, rescue, rings, statistics
 
 log = structlog.get_logger("agentmesh.rescuer")
 
 BATCH = 500
 OVERTAKEN_S = 2.0
+STATISTICS_EVERY = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +54,7 @@ class Rescuer:
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._loop, name="rescuer", daemon=True)
         self._leads = False
+        self._looks = 0
 
     def start(self) -> None:
         self._thread.start()
@@ -71,6 +73,7 @@ class Rescuer:
                 self._give_back(rescue.orphans(self._db, batch=BATCH), "lost")
                 self._give_back(rescue.overdue(self._db, batch=BATCH), "timeout")
                 self._ring_again()
+                self._keep_statistics()
         except (psycopg.Error, MeshError) as exc:
             log.warning("rescue failed; trying again", error=str(exc).splitlines()[0])
         return self._leads
@@ -80,6 +83,12 @@ class Rescuer:
         while not self._stop.wait(pause * random.uniform(0.9, 1.1)):  # noqa: S311 - spreads the leaders' looks
             leads = self.tick()
             pause = self._pace.rescue_s if leads else min(self._pace.rescue_s * 2, self._pace.lease_s / 4)
+
+    def _keep_statistics(self) -> None:
+        """Every tenth look: see state/statistics."""
+        self._looks = (self._looks + 1) % STATISTICS_EVERY
+        if self._looks == 1:
+            statistics.refresh(self._db)
 
     def _bury(self) -> None:
         """Declare workers dead: at once where their process is provably gone, else after their lease of silence."""
