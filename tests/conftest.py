@@ -131,9 +131,7 @@ class Lab:
 
     def open(self, *tools: Any, **options: Any) -> Any:
         """A trace whose tools step is open and whose calls nobody has claimed; their doorbells wait in `bells`."""
-        action = {"tools": list(tools)} | {
-            key: options.pop(key) for key in ("strategy", "require") if key in options
-        }
+        action = {"tools": list(tools)} | {key: options.pop(key) for key in ("strategy", "require") if key in options}
         trace = self.start(action, **options)
         self.answer()
         return trace
@@ -168,7 +166,8 @@ class Lab:
     def attempts(self, trace: Any, kind: str = "tool") -> list[dict[str, Any]]:
         return self.rows(
             "SELECT * FROM mesh.attempts WHERE trace_id = %(id)s AND kind = %(kind)s ORDER BY started_at, n",
-            id=trace.id, kind=kind,
+            id=trace.id,
+            kind=kind,
         )
 
     def outcomes(self, trace: Any, kind: str = "tool") -> list[str | None]:
@@ -181,7 +180,8 @@ class Lab:
         """Every row of every table that a transition may write, as text: what must not differ after a loser."""
         tables = ("traces", "steps", "calls", "attempts", "events", "effects", "memory", "contexts", "envelopes")
         return {
-            table: sorted(row["row"] for row in self.rows(f"SELECT t::text AS row FROM mesh.{table} t")) for table in tables
+            table: sorted(row["row"] for row in self.rows(f"SELECT t::text AS row FROM mesh.{table} t"))
+            for table in tables
         }
 
     # --- workers, leaves

@@ -29,14 +29,16 @@ WITH t AS (
 
 PARTS = {
     "steps": """s AS (UPDATE mesh.steps st SET
-    status = CASE WHEN x.status = 'running' AND t.worker_id IS NULL THEN 'ready' ELSE x.status END,
+    status = CASE WHEN x.status <> 'running' OR t.worker_id IS NOT NULL THEN x.status
+      WHEN st.kind = 'tools' AND coalesce(x.phase, st.phase) = 'run' THEN 'waiting' ELSE 'ready' END,
     phase = coalesce(x.phase, st.phase), action = coalesce(x.action, st.action), output = coalesce(x.output, st.output),
     error = coalesce(x.error, st.error), pending = coalesce(x.pending, st.pending), wins = coalesce(x.wins, st.wins),
     failures = coalesce(x.failures, st.failures), callbacks = coalesce(x.callbacks, st.callbacks),
-    deadline = CASE WHEN x.status = 'running' THEN mesh.mesh_now() + make_interval(secs => x.timeout_s) END,
+    deadline = CASE WHEN x.status = 'running' AND t.worker_id IS NOT NULL
+      THEN mesh.mesh_now() + make_interval(secs => x.timeout_s) END,
     wake_at = mesh.mesh_now() + make_interval(secs => x.wake_s),
     epoch = st.epoch + (x.status = 'ready')::int,
-    rung_at = CASE WHEN x.wake_s IS NOT NULL THEN NULL WHEN x.status = 'ready' THEN mesh.mesh_now() ELSE st.rung_at END,
+    rung_at = CASE WHEN x.wake_s IS NOT NULL OR x.status = 'running' AND t.worker_id IS NULL THEN NULL WHEN x.status = 'ready' THEN mesh.mesh_now() ELSE st.rung_at END,
     rings = CASE WHEN x.status = 'ready' THEN 0 ELSE st.rings END,
     ended_at = CASE WHEN x.status IN ('done', 'failed', 'cancelled') THEN mesh.mesh_now() END
    FROM t, jsonb_to_recordset(%(steps)s::jsonb) AS x(id uuid, status text, phase text, action jsonb, output jsonb,
@@ -57,12 +59,14 @@ PARTS = {
      ordinal int, after_step_id uuid, phase text, require text, need int, slots int, pending int, callbacks text[],
      action jsonb, timeout_s float8))""",
     "calls": """c AS (UPDATE mesh.calls cl SET
-    status = x.status, result = coalesce(x.result, cl.result), error = coalesce(x.error, cl.error),
-    failures = cl.failures + x.failed::int, n = cl.n + (x.status = 'running')::int,
+    status = CASE WHEN x.status = 'running' AND t.worker_id IS NULL THEN 'ready' ELSE x.status END,
+    result = coalesce(x.result, cl.result), error = coalesce(x.error, cl.error),
+    failures = cl.failures + x.failed::int, n = cl.n + (x.status = 'running' AND t.worker_id IS NOT NULL)::int,
     epoch = cl.epoch + (x.status IN ('ready', 'cancelled'))::int,
     worker_id = CASE WHEN x.status = 'running' THEN t.worker_id END,
     child = CASE WHEN x.status = 'running' THEN t.child END,
-    deadline = CASE WHEN x.status = 'running' THEN mesh.mesh_now() + make_interval(secs => cl.timeout_s) END,
+    deadline = CASE WHEN x.status = 'running' AND t.worker_id IS NOT NULL
+      THEN mesh.mesh_now() + make_interval(secs => cl.timeout_s) END,
     wake_at = CASE WHEN x.status = 'ready' THEN mesh.mesh_now() + make_interval(secs => x.wake_s) END,
     rung_at = CASE WHEN x.status = 'ready' AND x.wake_s IS NULL THEN mesh.mesh_now() END,
     ended_at = CASE WHEN x.status IN ('done', 'failed', 'cancelled') THEN mesh.mesh_now() END

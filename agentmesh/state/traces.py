@@ -224,6 +224,14 @@ def _call_events(step: Row, calls: tuple[Row, ...]) -> list[dict[str, Json]]:
     return events
 
 
+# Writes, so that its own commit waits for whatever ours waited for.
+SETTLE_COMMIT = """
+UPDATE mesh.traces SET commit_id = commit_id
+ WHERE id = %(trace)s AND tenant_id = %(tenant)s AND commit_id = %(commit)s
+RETURNING %(keep)s AND worker_id IS NOT DISTINCT FROM %(worker)s AND epoch = %(epoch)s AS kept, epoch
+"""
+
+
 def commit(db: Database, held: Held, change: Change) -> Landed | None:
     """Land the change whole; None when the trace is no longer ours, and then nothing was written.
 
@@ -257,10 +265,12 @@ def _settled(db: Database, held: Held, change: Change, again: Any) -> Row | None
     if row is not None:
         return row
     rows = db.once(
-        "SELECT worker_id IS NOT NULL AND worker_id = %(worker)s AS kept, epoch FROM mesh.traces"
-        " WHERE id = %(trace)s AND tenant_id = %(tenant)s AND commit_id = %(commit)s",
-        {"worker": held.holder.worker_id, "trace": held.id, "tenant": held.tenant_id, "commit": change.id},
-    )
+        SETTLE_COMMIT,
+        {
+            "worker": held.holder.worker_id, "epoch": held.epoch, "keep": change.keep and change.end is None,
+            "trace": held.id, "tenant": held.tenant_id, "commit": change.id,
+        },
+    )  # fmt: skip
     return rows[0] if rows else None
 
 

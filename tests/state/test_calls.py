@@ -187,8 +187,12 @@ def test_a_part_that_settles_while_its_step_is_taken_is_counted_or_stale_but_nev
     first, second = [lab.claim(one) for one in lab.calls(trace)]
     lab.settle(first, result=1)
     tasks, ring = TaskManager(lab.mesh.db), lab.ring(trace)
-    lab.at_lock("calls", second.row["id"], lambda: tasks.record(second, "won", result=2),
-                lambda: lab.mesh.controller.run_once(ring))
+    lab.at_lock(
+        "calls",
+        second.row["id"],
+        lambda: tasks.record(second, "won", result=2),
+        lambda: lab.mesh.controller.run_once(ring),
+    )
     [_, call] = lab.calls(trace)
     assert (call["status"], lab.outcomes(trace)[1]) in {("done", "won"), ("cancelled", "stale")}
     assert trace.status() == "done"
