@@ -27,7 +27,7 @@ class AfterCommit:
 
     def __init__(self, session: Session) -> None:
         self._session = session
-        self._waiting: list[tuple[frozenset[int], Callable[[], None]]] = []
+        self._waiting: list[tuple[frozenset[SessionTransaction], Callable[[], None]]] = []
         event.listen(session, "after_commit", self._committed)
         event.listen(session, "after_soft_rollback", self._rolled_back)
 
@@ -56,10 +56,11 @@ class AfterCommit:
             return  # somebody else's transaction decides; the rescuer rings when it has
         self._waiting.append((self._chain(), action))
 
-    def _chain(self) -> frozenset[int]:
+    def _chain(self) -> frozenset[SessionTransaction]:
+        """The open transactions from the innermost to the root; kept as they are, since an id would be used again."""
         chain, current = set(), self._session.get_nested_transaction() or self._session.get_transaction()
         while current is not None:
-            chain.add(id(current))
+            chain.add(current)
             current = current.parent
         return frozenset(chain)
 
@@ -67,9 +68,12 @@ class AfterCommit:
         if session.get_nested_transaction() is not None:
             return
         waiting, self._waiting = self._waiting, []
-        for _, action in waiting:
+        root = session.get_transaction()
+        for chain, action in waiting:
+            if root not in chain:
+                continue  # asked for in a transaction that was closed without an end
             with contextlib.suppress(Exception):  # the caller has committed: nothing of ours may raise into that
                 action()
 
     def _rolled_back(self, _session: Session, previous: SessionTransaction) -> None:
-        self._waiting = [one for one in self._waiting if id(previous) not in one[0]]
+        self._waiting = [one for one in self._waiting if previous not in one[0]]

@@ -188,9 +188,12 @@ class Database:
                 raise DatabaseUnreachable("the pool gave no connection")
             yield Tx(driver)
         finally:
-            if driver is not None and driver.closed:
+            broken = driver is not None and driver.closed
+            if broken:
                 pooled.invalidate()
             pooled.close()
+            if broken:
+                self.engine.dispose()  # what ended this connection has most likely ended the idle ones too
 
     @contextlib.contextmanager
     def begin(self) -> Iterator[Tx]:

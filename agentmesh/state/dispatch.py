@@ -16,8 +16,8 @@ from uuid import UUID
 import psycopg
 import sqlalchemy as sa
 
-from agentmesh.errors import KeyConflict, KeyContended, OutcomeUnknown
-from agentmesh.infrastructure.database import Database, Row, jsonb
+from agentmesh.errors import DatabaseUnreachable, KeyConflict, KeyContended, OutcomeUnknown
+from agentmesh.infrastructure.database import Database, Row, Tx, jsonb
 from agentmesh.records import Json
 from agentmesh.state.changes import NewTrace, plain
 
@@ -69,11 +69,14 @@ SELECT i.tenant_id, i.key, i.trace_id, i.digest FROM mesh.idempotency i
     ON i.tenant_id = x.tenant_id AND i.operation = 'dispatch' AND i.key = x.idem_key
 """
 
+TOUCH = "UPDATE mesh.envelopes SET kid = kid WHERE trace_id = ANY(%(ids)s) AND tenant_id = %(tenant)s"
+
 AGENT = """
 SELECT id, queue, intents, accepts, version FROM mesh.agents WHERE tenant_id = %(tenant)s ORDER BY id
 """
 
 BATCH = 500
+CONTENDED = (psycopg.errors.SerializationFailure, psycopg.errors.LockNotAvailable)
 
 
 class Runs(Protocol):
@@ -117,8 +120,8 @@ def insert(run: Runs, traces: Sequence[NewTrace]) -> list[UUID]:
         try:
             run.all(CLAIM_KEYS, keys)
             known = {(row["tenant_id"], row["key"]): row for row in run.all(READ_KEYS, keys)}
-        except (psycopg.errors.SerializationFailure, sa.exc.OperationalError) as exc:
-            if "could not serialize" in str(exc):
+        except (psycopg.OperationalError, sa.exc.OperationalError) as exc:
+            if isinstance(getattr(exc, "orig", exc), CONTENDED):
                 raise KeyContended("the idempotency key is being used by another transaction") from exc
             raise
     ids, fresh = [], []
@@ -159,19 +162,29 @@ def accept(db: Database, traces: Sequence[NewTrace]) -> list[UUID]:
 
 def _settle(db: Database, traces: Sequence[NewTrace], again: Callable[[], list[UUID]]) -> list[UUID]:
     """Repeat the write under the same ids; a unique violation on them means that the first one had committed."""
-    ids = [one.id for one in traces]
     try:
-        return again()
-    except psycopg.errors.UniqueViolation:
-        seen = db.once(
-            "SELECT count(*) AS n FROM mesh.envelopes WHERE trace_id = ANY(%(ids)s) AND tenant_id = %(tenant)s",
-            {"ids": ids, "tenant": traces[0].tenant_id},
-        )
-        if seen[0]["n"] == len(ids):
-            return ids
-        raise
-    except (psycopg.OperationalError, psycopg.InterfaceError) as exc:
-        raise OutcomeUnknown("the answer to COMMIT was lost", value=str(ids[0])) from exc
+        try:
+            return again()
+        except psycopg.errors.UniqueViolation:
+            with db.begin() as tx:
+                known = _landed(tx, traces)
+            if known is None:
+                raise
+            return known
+    except (psycopg.OperationalError, psycopg.InterfaceError, DatabaseUnreachable) as exc:
+        raise OutcomeUnknown("the answer to COMMIT was lost", value=str(traces[0].id)) from exc
+
+
+def _landed(tx: Tx, traces: Sequence[NewTrace]) -> list[UUID] | None:
+    """The ids of intents whose rows stand already, as `insert` gave them; None when some do not.
+
+    Writes a row, so that its own commit waits for whatever the first one waited for.
+    """
+    keys = {"rows": jsonb([plain(one) for one in traces if one.idem_key is not None])}
+    known = {(row["tenant_id"], row["key"]): row["trace_id"] for row in tx.all(READ_KEYS, keys)}
+    ids = [known.get((one.tenant_id, one.idem_key), one.id) if one.idem_key else one.id for one in traces]
+    at = {"ids": list(set(ids)), "tenant": traces[0].tenant_id}
+    return ids if tx.count(TOUCH, at) == len(at["ids"]) else None
 
 
 def accept_within(connection: sa.Connection, traces: Sequence[NewTrace]) -> list[UUID]:
