@@ -106,6 +106,7 @@ class Mesh:
         self.notes = notes or Notes()
         self._given = agents
         self._root = root or Path.cwd()
+        self._threads = 1
         self.tenant = settings.mesh.tenant
 
     # --- what it stands on ------------------------------------------------------------------------------------------
@@ -133,7 +134,8 @@ class Mesh:
     @cached_property
     def db(self) -> Database:
         section = self.settings.database
-        return Database(self.database_url, pool_size=section.pool_size, max_overflow=section.max_overflow)
+        size = max(section.pool_size, self._threads)  # an overflow connection is closed after each use
+        return Database(self.database_url, pool_size=size, max_overflow=section.max_overflow)
 
     @cached_property
     def app(self) -> Any:
@@ -303,6 +305,7 @@ class Mesh:
 
         Returns the queues to consume. Raises DatabaseNotMigrated, DatabaseUnreachable, or what agent files raise.
         """
+        self._threads = 1 if pool == "prefork" else concurrency
         self.require_migrated()
         if pool == "prefork":
             self.notes = Notes(children=concurrency)

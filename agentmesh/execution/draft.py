@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 from uuid import UUID
 
-from agentmesh.behavior.session import Note
+from agentmesh.behavior.session import Note, Session
 from agentmesh.infrastructure.database import Database
 from agentmesh.records import Action, Failure, Json, Policy
 from agentmesh.state import traces
@@ -86,6 +86,7 @@ class Position:
     action: Json = None
     error: Json = None
     calls: tuple[LiveCall, ...] = ()
+    view: Session | None = None  # what the reasoner was just shown, for the callback of its answer
     fate: Fate = field(default_factory=Fate)
 
     @classmethod
@@ -119,7 +120,7 @@ class Position:
         return replace(
             self, held=traces.moved(self.held, landed, steps=steps), step_id=step.id, step_epoch=1, node=step.node,
             kind="tools", phase="run", failures=0, need=step.need, wins=0, pending=step.pending, attempt_id=None,
-            attempt_n=0, action=step.action, error=None, calls=tuple(calls),
+            attempt_n=0, action=step.action, error=None, calls=tuple(calls), view=None,
         )  # fmt: skip
 
     def with_calls(
@@ -130,8 +131,8 @@ class Position:
             self, held=held, calls=tuple(calls), wins=self.wins if wins is None else wins, pending=pending
         )
 
-    def answering(self, action: Action) -> Position:
-        return replace(self, action=action.model_dump(mode="json"))
+    def answering(self, action: Action, view: Session) -> Position:
+        return replace(self, action=action.model_dump(mode="json"), view=view)
 
     def calling_back(self, landed: Landed, attempt: NewAttempt) -> Position:
         held = traces.moved(self.held, landed, steps=self.held.steps)
@@ -141,7 +142,7 @@ class Position:
         return replace(
             self, held=traces.moved(self.held, landed, steps=self.held.steps + 1), step_id=step.id, step_epoch=1,
             node=step.node, kind="reason", phase="run", iteration=step.iteration, failures=0, need=0, wins=0, pending=0,
-            attempt_id=attempt.id, attempt_n=1, action=None, error=None, calls=(),
+            attempt_id=attempt.id, attempt_n=1, action=None, error=None, calls=(), view=None,
         )  # fmt: skip
 
     # --- what is known

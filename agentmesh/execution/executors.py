@@ -121,7 +121,7 @@ class Executor:
         draft.event("REASONER_ACTION", **self._chosen(action))
         if plan is not None:
             return self._dispatch(at, draft, action, step, plan)
-        return self._answered(at, draft, action)
+        return self._answered(at.answering(action, view), draft, action)
 
     def _resolve(self, at: Position, action: Action, step: NewStep) -> Dispatch:
         return self.parts.router.resolve(
@@ -162,8 +162,8 @@ class Executor:
         draft.step(action=action.model_dump(mode="json"), callbacks=callbacks, output={"answer": action.answer})
         draft.ends(at.attempt_id, "won")
         if not at.policy.callbacks:
-            return self._conclude(at.answering(action), self._answer(at, action), draft)
-        return self._open_callback(at.answering(action), draft)
+            return self._conclude(at, self._answer(at, action), draft)
+        return self._open_callback(at, draft)
 
     def _open_callback(self, at: Position, draft: Draft) -> Position | None:
         """Land what is known and start the callback as an attempt of its own: its handlers may take their time."""
@@ -212,7 +212,7 @@ class Executor:
         if isinstance(decision, Fail):
             return self._end(at, draft, Fail(_first(result) or decision.failure), status="failed")
         try:
-            view = replace(self._view(at), result=result.value)
+            view = replace(at.view or self._view(at), result=result.value)
             point("callback.before")
             self.agent.reasoner.feedback(result.value)
             outcome = self.parts.callback.handle(result, at.policy, view)
