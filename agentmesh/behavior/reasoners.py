@@ -9,14 +9,15 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NoReturn, Protocol
+from typing import Any, ClassVar, NoReturn, Protocol
 
 from pydantic import ValidationError
 
 from agentmesh.behavior.expressions import Expression
 from agentmesh.behavior.expressions import compile as compile_expression
 from agentmesh.behavior.session import VARIABLES, Session
-from agentmesh.errors import BadAction, BadName, BadRule, MeshError, ReasonerFailed
+from agentmesh.errors import BadAction, BadJson, BadName, BadRule, MeshError, ReasonerFailed
+from agentmesh.infrastructure import jsontext
 from agentmesh.records import Action, Json, Strategy, ToolUse, check_name
 
 MAX_CALLS = 10_000
@@ -37,8 +38,11 @@ class Reasoner(Protocol):
 class ReasonerBase:
     """The base of every reasoner: prompt, decision, feedback.
 
-    The constructor's parts may be None; a reasoner reads them, if at all, and never writes.
+    The constructor's parts may be None; a reasoner reads them, if at all, and never writes. `prompts` False: it decides
+    without a prompt, and none is made for it.
     """
+
+    prompts: ClassVar[bool] = True
 
     def __init__(
         self, memory_engine: Any = None, tool_registry: Any = None, trace_writer: Any = None
@@ -89,6 +93,8 @@ def prompt_of(behavior: Mapping[str, Json]) -> str:
 class FunctionReasoner(ReasonerBase):
     """A plain function `decide(session) -> action` as a reasoner."""
 
+    prompts: ClassVar[bool] = False
+
     def __init__(self, decide: Callable[[Session], Action | dict[str, Json]]) -> None:
         super().__init__()
         self.decide = decide
@@ -108,6 +114,8 @@ class Rule:
 
 class RuleReasoner(ReasonerBase):
     """The first rule whose condition is true decides. Rules are read once, when this is made."""
+
+    prompts: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -257,6 +265,7 @@ def parse_action(raw: object, *, default_strategy: Strategy = "serial") -> Actio
         return _limited(raw)
     if not isinstance(raw, Mapping):
         _refuse("an action is not an object", raw)
+    raw = _as_json(raw)
     odd = sorted(str(key) for key in set(raw) - ACTION_KEYS)
     if odd:
         _refuse(
@@ -318,6 +327,15 @@ def _use(raw: object) -> ToolUse:
     ):
         _refuse("the args of a tool are not an object", args)
     return ToolUse.model_validate({"tool": tool, "args": dict(args or {}), "as": label})
+
+
+def _as_json(raw: Mapping[str, Any]) -> dict[str, Any]:
+    """What is recorded of `raw`: plain values, so that they are the same now and when they are read again."""
+    try:
+        said: dict[str, Any] = jsontext.loads(jsontext.dumps(dict(raw), what="the action"), what="the action")
+    except BadJson as bad:
+        _refuse(bad.what, bad.value)
+    return said
 
 
 def _limited(action: Action) -> Action:

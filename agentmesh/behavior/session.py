@@ -7,7 +7,7 @@ whoever runs it commits the notes with the step. Nothing here reads or writes an
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -23,6 +23,28 @@ class Note:
 
     event: str
     body: dict[str, Json]
+
+
+class Lazy(Mapping[str, Json]):
+    """A mapping that is read when it is first looked into: most decisions never look into memory."""
+
+    def __init__(self, read: Callable[[], Mapping[str, Json]]) -> None:
+        self._read = read
+        self._seen: Mapping[str, Json] | None = None
+
+    def _known(self) -> Mapping[str, Json]:
+        if self._seen is None:
+            self._seen = self._read()
+        return self._seen
+
+    def __getitem__(self, key: str) -> Json:
+        return self._known()[key]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._known())
+
+    def __len__(self) -> int:
+        return len(self._known())
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,8 +86,9 @@ class Session:
         return taken
 
     def variables(self) -> dict[str, Json]:
-        """What an expression may name."""
-        return {name: getattr(self, name) for name in VARIABLES}
+        """What an expression may name, as plain values."""
+        named = {name: getattr(self, name) for name in VARIABLES}
+        return {name: dict(value) if isinstance(value, Mapping) else value for name, value in named.items()}
 
     def behavior(self) -> dict[str, Json]:
         """The intent in the three parts of its envelope, with memory and results beside them."""

@@ -33,5 +33,5 @@ class AgentController:
                 return ()
             point("receive.after_claim")
             outcome = runtime.run(session)
-        log.info("run_once", trace_id=str(session.trace.id), agent=session.trace.agent, outcome=outcome)
+        log.debug("run_once", trace_id=str(session.trace.id), agent=session.trace.agent, outcome=outcome)
         return ()

@@ -83,7 +83,11 @@ class Heart:
 
     def _loop(self) -> None:
         while not self._stop.wait(self._beat_s):
-            self.beat()
+            try:
+                self.beat()
+            except Exception:  # noqa: BLE001 - a heart that stops looks like a dead worker that goes on claiming
+                self._heard_since = None
+                log.exception("beat failed")
 
     def _register(self) -> None:
         self._worker = replace(self._worker, id=new_id())
@@ -107,10 +111,9 @@ class Heart:
             if one.child is not None and process.started(one.child) is None:
                 self._give_back(one, lost=True)
             elif one.claim_id not in noted:
+                unnoted.add(one.claim_id)
                 if one.claim_id in self._unnoted:  # twice in a row: a claim whose answer was lost
                     self._give_back(one, lost=False)
-                else:
-                    unnoted.add(one.claim_id)
         self._unnoted = unnoted
 
     def _give_back(self, one: Named, *, lost: bool) -> None:
@@ -118,9 +121,12 @@ class Heart:
             "kind": one.kind, "id": one.id, "tenant_id": one.tenant_id, "epoch": one.epoch,
             "worker_id": self._notes.worker_id,
         }  # fmt: skip
-        rings = rescue.give_back(self._db, row, "lost" if lost else "released")
-        log.warning("gave back what nothing here runs", kind=one.kind, id=str(one.id), lost=lost)
-        self._ring(rings)
+        try:
+            rings = rescue.give_back(self._db, row, "lost" if lost else "released")
+            log.warning("gave back what nothing here runs", kind=one.kind, id=str(one.id), lost=lost)
+            self._ring(rings)
+        except (psycopg.Error, MeshError) as exc:  # one bad row stops nothing; the next beat tries it again
+            log.warning("a row was not given back", id=str(one.id), error=str(exc).splitlines()[0])
 
 
 def here(

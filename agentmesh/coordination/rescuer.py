@@ -81,7 +81,11 @@ class Rescuer:
     def _loop(self) -> None:
         pause = self._pace.rescue_s
         while not self._stop.wait(pause * random.uniform(0.9, 1.1)):  # noqa: S311 - spreads the leaders' looks
-            leads = self.tick()
+            try:
+                leads = self.tick()
+            except Exception:  # noqa: BLE001 - whatever one look met, the next one is needed
+                log.exception("rescue failed; trying again")
+                continue
             pause = self._pace.rescue_s if leads else min(self._pace.rescue_s * 2, self._pace.lease_s / 4)
 
     def _keep_statistics(self) -> None:

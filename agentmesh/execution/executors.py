@@ -16,7 +16,7 @@ import structlog
 
 from agentmesh.behavior.agents import AgentSpec
 from agentmesh.behavior.reasoners import Reasoner, parse_action
-from agentmesh.behavior.session import Session, SessionBuilder
+from agentmesh.behavior.session import Lazy, Session, SessionBuilder
 from agentmesh.execution import inline
 from agentmesh.execution.advance import (
     Again,
@@ -108,8 +108,8 @@ class Executor:
         try:
             view = self._view(at)
             point("reason.before")
-            if hasattr(self.agent.reasoner, "inject_prompt"):
-                self.agent.reasoner.inject_prompt(view)
+            if getattr(self.agent.reasoner, "prompts", False):
+                self.agent.reasoner.inject_prompt(view)  # type: ignore[attr-defined]
             action = parse_action(self.agent.reasoner.select_action(view), default_strategy=self.strategy)
             point("reason.after_answer")
             draft.notes(view.taken_notes(), self.parts.redact)
@@ -329,15 +329,20 @@ class Executor:
     def _view(self, at: Position) -> Session:
         held, parts = at.held, self.parts
         expand = parts.blobs.expand
-        memory = parts.sessions.memory(held.tenant_id, held.context_id, held.id)
-        results = parts.sessions.results(held.tenant_id, held.id) if at.held.steps > 1 else {}
-        results |= at.results()
+
+        def remembered() -> dict[str, Json]:
+            found = parts.sessions.memory(held.tenant_id, held.context_id, held.id)
+            return {key: expand(held.tenant_id, value) for key, value in found.items()}
+
+        def known() -> dict[str, Json]:
+            found = parts.sessions.results(held.tenant_id, held.id) if held.steps > 1 else {}
+            return {key: expand(held.tenant_id, value) for key, value in (found | at.results()).items()}
+
         return parts.builder.build(
             self.agent.spec.session.strategy, self.agent.spec.session.options,
             trace_id=str(held.id), context_id=held.context_id, tenant=held.tenant_id, agent=held.agent,
             intent=held.intent, from_=held.from_id, payload=expand(held.tenant_id, held.payload),
-            memory={key: expand(held.tenant_id, value) for key, value in memory.items()},
-            results={key: expand(held.tenant_id, value) for key, value in results.items()},
+            memory=Lazy(remembered), results=Lazy(known),
             step=held.steps, iteration=at.iteration - 1, node=at.node, locale=held.locale, permissions=held.permissions,
             tools=self.agent.spec.tools, policy=at.policy,
         )  # fmt: skip

@@ -12,6 +12,7 @@ import hashlib
 import json
 import math
 import re
+from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
 from datetime import date, time
 from decimal import Decimal
@@ -174,11 +175,13 @@ def _constant(name: str) -> NoReturn:
     raise NotFinite("it says what is no number", value=name)
 
 
-def _plain(value: object) -> Json:
+def _plain(value: object) -> Json:  # noqa: PLR0911 - one a type
     """What the encoder writes for a value that is not JSON's own. Raises TypeError."""
     match value:
         case BaseModel():
             return value.model_dump(mode="json", by_alias=True)
+        case Mapping():
+            return dict(value)
         case UUID():
             return str(value)
         case date() | time():  # a datetime is a date

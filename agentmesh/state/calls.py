@@ -48,6 +48,7 @@ WITH c AS (
       THEN jsonb_build_object('code', 'E_OUTCOME_UNKNOWN', 'message', 'this call may or may not have taken effect')
       ELSE coalesce(%(error)s::jsonb, error) END,
     failures = failures + (%(outcome)s IN ('failed', 'timeout'))::int, losses = losses + (%(outcome)s = 'lost')::int,
+    timeouts = timeouts + (%(outcome)s = 'timeout')::int,
     epoch = epoch + CASE WHEN %(outcome)s = 'released' OR %(outcome)s = 'lost' AND effect <> 'once'
       OR %(outcome)s IN ('failed', 'timeout') AND %(again)s AND effect <> 'once' AND failures + 1 < max_attempts
       THEN 1 ELSE 0 END,

@@ -239,6 +239,7 @@ calls = sa.Table(
     _int("n"),
     _int("failures"),
     _int("losses"),
+    _int("timeouts"),
     _flag("suspect"),
     _uuid("worker_id"),
     _int("child", None, null=True),
@@ -334,11 +335,15 @@ memory = sa.Table(
     sa.Column(
         "words",
         TSVECTOR,
-        sa.Computed("jsonb_to_tsvector('simple'::regconfig, value, '[\"string\", \"numeric\"]'::jsonb)", persisted=True),
+        sa.Computed(
+            "CASE WHEN type = 'long_term' THEN"
+            " jsonb_to_tsvector('simple'::regconfig, value, '[\"string\", \"numeric\"]'::jsonb) END",
+            persisted=True,
+        ),
     ),
     _one_of("type", "short_term", "long_term"),
     sa.UniqueConstraint("tenant_id", "context_id", "type", "scope", "key", "version", name="memory_version"),
-    sa.Index("memory_words", "words", postgresql_using="gin"),
+    sa.Index("memory_words", "words", postgresql_using="gin", postgresql_where=sa.text("type = 'long_term'")),
 )
 
 blobs = sa.Table(

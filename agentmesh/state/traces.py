@@ -127,9 +127,8 @@ UPDATE mesh.calls SET status = 'cancelled', ended_at = mesh.mesh_now(), worker_i
 """
 
 READ_CALLS = """
-SELECT c.*, (SELECT count(*) FROM mesh.attempts a WHERE a.call_id = c.id AND a.outcome = 'lost') AS lost_attempts,
-  (SELECT count(*) FROM mesh.attempts a WHERE a.call_id = c.id AND a.outcome = 'timeout') AS timeouts
- FROM mesh.calls c WHERE c.step_id = %(step)s AND c.tenant_id = %(tenant)s ORDER BY c.slot, c.idx
+SELECT id, slot, idx, slot_size, tool, label, status, n, losses, timeouts, result, error
+ FROM mesh.calls WHERE step_id = %(step)s AND tenant_id = %(tenant)s ORDER BY slot, idx
 """
 
 NOTE_TAKEN = """
@@ -213,8 +212,8 @@ def _call_events(step: Row, calls: tuple[Row, ...]) -> list[dict[str, Json]]:
         })  # fmt: skip
 
     for call in calls:
-        if call["lost_attempts"]:
-            add("EXEC_RESCUE", call, lost=call["lost_attempts"])
+        if call["losses"]:
+            add("EXEC_RESCUE", call, lost=call["losses"])
         if call["timeouts"]:
             add("TOOL_TIMEOUT", call, timeouts=call["timeouts"])
         if call["status"] == "done":

@@ -106,6 +106,7 @@ CREATE TABLE mesh.calls (
 	n INTEGER DEFAULT '0' NOT NULL,
 	failures INTEGER DEFAULT '0' NOT NULL,
 	losses INTEGER DEFAULT '0' NOT NULL,
+	timeouts INTEGER DEFAULT '0' NOT NULL,
 	suspect BOOLEAN DEFAULT false NOT NULL,
 	worker_id UUID,
 	child INTEGER,
@@ -269,13 +270,13 @@ CREATE TABLE mesh.memory (
 	trusted BOOLEAN DEFAULT false NOT NULL,
 	mem_seq BIGINT,
 	at TIMESTAMP WITH TIME ZONE DEFAULT mesh.mesh_now() NOT NULL,
-	words TSVECTOR GENERATED ALWAYS AS (jsonb_to_tsvector('simple'::regconfig, value, '["string", "numeric"]'::jsonb)) STORED,
+	words TSVECTOR GENERATED ALWAYS AS (CASE WHEN type = 'long_term' THEN jsonb_to_tsvector('simple'::regconfig, value, '["string", "numeric"]'::jsonb) END) STORED,
 	PRIMARY KEY (id),
 	CONSTRAINT type_known CHECK (type IN ('short_term', 'long_term')),
 	CONSTRAINT memory_version UNIQUE (tenant_id, context_id, type, scope, key, version)
 );
 
-CREATE INDEX memory_words ON mesh.memory USING gin (words);
+CREATE INDEX memory_words ON mesh.memory USING gin (words) WHERE type = 'long_term';
 
 CREATE TABLE mesh.plans (
 	tenant_id TEXT NOT NULL,

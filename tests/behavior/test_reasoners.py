@@ -278,7 +278,7 @@ def test_an_action_survives_json() -> None:
         ({"tools": [{"args": {}}]}, "not allowed"),
         ({"tools": [{"tool": "a", "as": ""}]}, "not allowed"),
         ({"tools": [{"tool": "a", "args": [1]}]}, "args of a tool"),
-        ({"tools": [{"tool": "a", "args": {1: 2}}]}, "args of a tool"),
+        ({"tools": [{"tool": "a", "args": {1: 2}}]}, "a key of"),
         ({"tools": [{"tool": "a", "arg": {}}]}, "keys that mean nothing"),
         ({"tools": ["a"], "permissions": ["x:y"]}, "keys that mean nothing"),
         ({"tools": ["a"], "policy": {"max_steps": 9}}, "keys that mean nothing"),
