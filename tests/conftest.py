@@ -133,7 +133,7 @@ class Lab:
         """A trace whose tools step is open and whose calls nobody has claimed; their doorbells wait in `bells`."""
         action = {"tools": list(tools)} | {key: options.pop(key) for key in ("strategy", "require") if key in options}
         trace = self.start(action, **options)
-        self.answer()
+        self.bells.ring(self.mesh.controller.run_once(self.bells.waiting.pop()))
         return trace
 
     def answer(self) -> None:

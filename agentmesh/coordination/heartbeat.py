@@ -85,7 +85,7 @@ class Heart:
         while not self._stop.wait(self._beat_s):
             try:
                 self.beat()
-            except Exception:  # noqa: BLE001 - a heart that stops looks like a dead worker that goes on claiming
+            except Exception:
                 self._heard_since = None
                 log.exception("beat failed")
 

@@ -83,7 +83,7 @@ class Rescuer:
         while not self._stop.wait(pause * random.uniform(0.9, 1.1)):  # noqa: S311 - spreads the leaders' looks
             try:
                 leads = self.tick()
-            except Exception:  # noqa: BLE001 - whatever one look met, the next one is needed
+            except Exception:
                 log.exception("rescue failed; trying again")
                 continue
             pause = self._pace.rescue_s if leads else min(self._pace.rescue_s * 2, self._pace.lease_s / 4)
