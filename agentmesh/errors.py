@@ -206,6 +206,13 @@ class UnknownTrace(MeshError):
     next = "agentmesh trace list"
 
 
+class UnknownKey(MeshError):
+    code = "E_KEY_UNKNOWN"
+    exit_code = 3
+    expected = "the fingerprint of a registered key, or a unique beginning of one"
+    next = "agentmesh keys list"
+
+
 class Ambiguous(MeshError):
     code = "E_AMBIGUOUS"
     exit_code = 2
@@ -304,6 +311,15 @@ class OutcomeUnknown(MeshError):
     exit_code = 5
     expected = "an answer to COMMIT"
     next = "agentmesh trace show"
+
+
+class WorkerEnded(MeshError):
+    """A worker process that should run does not."""
+
+    code = "E_WORKER_ENDED"
+    exit_code = 5
+    expected = "a worker that runs until it is told to stop"
+    next = "agentmesh doctor"
 
 
 # --- integrity and time (exit 6, 7) -------------------------------------------------------------------------------

@@ -26,7 +26,10 @@ from agentmesh.infrastructure import migrate
 from agentmesh.infrastructure.settings import load
 from agentmesh.records import Ring
 from agentmesh.state import leases
+from agentmesh.state.invariants import broken
 from agentmesh.wiring import Mesh, build
+
+__all__ = ["Bells", "broken", "database", "hand_mesh", "missing", "need", "race", "until"]
 
 T = TypeVar("T")
 
@@ -35,7 +38,6 @@ SERVERS = {
     "AGENTMESH_TEST_REDIS_URL": "redis://127.0.0.1:6379/9",
     "AGENTMESH_TEST_AMQP_URL": "amqp://guest:guest@127.0.0.1:5672//",
 }
-INVARIANTS = Path(__file__).parent / "state" / "invariants.sql"
 
 
 def missing(what: str) -> Any:
@@ -69,29 +71,6 @@ def database(server: str, *, template: str | None = None) -> Iterator[str]:
     finally:
         with psycopg.connect(server, autocommit=True) as admin:
             admin.execute(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
-
-
-def broken(url: str, *, quiet: bool = True) -> dict[str, list[str]]:
-    """The ids that break each invariant I1 to I12, by its number; `quiet` False leaves out what holds only at rest."""
-    found: dict[str, list[str]] = {}
-    with psycopg.connect(url.replace("+psycopg", "")) as connection:
-        connection.execute("SET search_path = inv")
-        for number, query in invariants():
-            if not quiet and number in {"I2", "I7"}:
-                continue
-            rows = connection.execute(query.replace(":slack", "interval '30 s'")).fetchall()
-            if rows:
-                found[number] = [str(row[0]) for row in rows]
-    return found
-
-
-def invariants() -> list[tuple[str, str]]:
-    """The shipped checks: number and query."""
-    checks = []
-    for block in INVARIANTS.read_text().split("\n-- I")[1:]:
-        title, _, query = block.partition("\n")
-        checks.append((f"I{title.split()[0]}", query.strip().rstrip(";")))
-    return [one for one in checks if one[0] != "I1-I12:"]
 
 
 def race(*functions: Callable[[], T]) -> list[T | BaseException]:

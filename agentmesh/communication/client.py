@@ -139,6 +139,13 @@ class DirectClient:
             point("dispatch.after_publish")
         return [Trace(one, self._key.tenant, self._db, self._blobs) for one in ids]
 
+    def check(self, intent: Intent) -> tuple[str, tuple[str, ...]]:
+        """The queue this intent would go to and the permissions it would get; nothing is written.
+
+        Raises what `send` refuses it with."""
+        agent, granted = self._admitted(intent, self._key.tenant, self._grants)
+        return agent["queue"], granted
+
     def child(self, held: Held, verdict: Verdict, *, depth_limit: int = 16) -> NewTrace:
         """The trace a delegation makes: in the same context, with no more permissions than its parent has."""
         if held.depth + 1 > depth_limit:
@@ -154,12 +161,7 @@ class DirectClient:
     def _accepted(self, intent: Intent, *, tenant: str | None = None, grants: Sequence[str] | None = None) -> NewTrace:
         """The rows of an intent: checked against its agent, its permissions expanded, its envelope signed."""
         tenant = tenant or self._key.tenant
-        agent = self._agent(intent, tenant)
-        granted = expand_grants(self._grants if grants is None else grants, agent["accepts"])
-        if intent.permissions is not None:
-            granted = tuple(one for one in granted if one in intent.permissions)
-        if is_reference(intent.payload):
-            raise BadPayload("a payload may not look like a reference of ours", value="$blob")
+        agent, granted = self._admitted(intent, tenant, self._grants if grants is None else grants)
         payload = intent.payload
         if len(jsontext.dumps(payload, what="the payload")) > INLINE_PAYLOAD_BYTES:
             payload = self._blobs.put(tenant, payload, what="the payload")
@@ -177,6 +179,16 @@ class DirectClient:
             policy=intent.policy.model_dump(mode="json", exclude_none=True) if intent.policy else {},
             idem_key=intent.idempotency_key, digest=_digest(intent) if intent.idempotency_key else None,
         )  # fmt: skip
+
+    def _admitted(self, intent: Intent, tenant: str, grants: Sequence[str]) -> tuple[Row, tuple[str, ...]]:
+        """The agent's row, and what the trace may do."""
+        agent = self._agent(intent, tenant)
+        granted = expand_grants(grants, agent["accepts"])
+        if intent.permissions is not None:
+            granted = tuple(one for one in granted if one in intent.permissions)
+        if is_reference(intent.payload):
+            raise BadPayload("a payload may not look like a reference of ours", value="$blob")
+        return agent, granted
 
     def _agent(self, intent: Intent, tenant: str) -> Row:
         at, known = self._agents.get(tenant, (float("-inf"), {}))

@@ -1,0 +1,281 @@
+"""`agentmesh demo`: real complaints, worked by real agents on a real PostgreSQL; `demo crash` kills workers meanwhile.
+
+One foreground process owns the database it started and four workers, and ends them all. What it says at the end is
+read from the database.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+from uuid import UUID
+
+import typer
+
+from agentmesh.cli.children import Children
+from agentmesh.cli.output import console, document, is_terminal, say, span
+from agentmesh.cli.session import Given, Json, quiet_log, settings_of
+
+if TYPE_CHECKING:
+    from agentmesh.demo.data import Message
+    from agentmesh.demo.summary import Summary
+    from agentmesh.wiring import Mesh
+
+WORKERS = (
+    ("agents", "demo-agents-1"),
+    ("tools", "demo-tools-1"),
+    ("agents", "demo-agents-2"),
+    ("tools", "demo-tools-2"),
+)
+READY_S = 60.0
+LOOK_S = 0.1
+TELL_S = 5.0  # off a terminal: a line this often
+
+
+@dataclass(slots=True)
+class Stage:
+    """What a film plays on: a mesh with its tables, its workers, the messages, and when Enter was pressed."""
+
+    mesh: Mesh
+    children: Children
+    messages: list[Message]
+    run: str
+    since: float
+
+    def seconds(self) -> float:
+        return time.monotonic() - self.since
+
+
+def demo(
+    ctx: typer.Context,
+    film: Annotated[Literal["crash"] | None, typer.Argument(help="crash: kill workers with SIGKILL meanwhile.")] = None,
+    count: Annotated[int | None, typer.Option(min=1, help="How many messages; else 200, or all of --input.")] = None,
+    file: Annotated[Path | None, typer.Option("--input", help="A CSV of your own with a column 'text'.")] = None,
+    home: Annotated[Path | None, typer.Option(help="Where the data lies; else mesh.home of the settings.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Two agents work 200 messages that customers wrote to a bank; ends with figures and a report."""
+    since = time.monotonic() - _age_s()
+    from agentmesh.cli.crash import Crash, print_ledger
+    from agentmesh.demo.data import load_test_messages, read_input
+
+    messages = read_input(file, count) if file else load_test_messages(count or 200)
+    given: Given = ctx.obj or Given()
+    with staged(ctx, given, messages, since, home) as stage:
+        first, took = _first(stage, quiet=as_json)
+        handles = stage.mesh.router.dispatch_many(_intents(stage, messages[1:]))
+        ids: list[UUID] = [first, *(one.id for one in handles)]
+        crash = Crash(stage.children, len(ids)) if film == "crash" else None
+        watch(stage, ids, crash)
+        summary = _summary(stage, ids)
+        report = _report(stage, summary, own_data=file is not None)
+        ledger = crash.ledger(stage, ids) if crash else None
+        if as_json:
+            _as_document(summary, ids, report, took, ledger)
+        else:
+            _print(summary, report, first, took)
+            if ledger:
+                print_ledger(ledger)
+    raise typer.Exit(ledger.code if ledger else int(summary.timing.failed > 0))
+
+
+@contextmanager
+def staged(
+    ctx: typer.Context, given: Given, messages: list[Message], since: float, home: Path | None
+) -> Iterator[Stage]:
+    """Database, schema, tables and workers are there; afterwards everything this started is gone but the data."""
+    from agentmesh.demo import agents
+    from agentmesh.infrastructure import migrate
+    from agentmesh.records import new_id
+    from agentmesh.wiring import build, embedded_started
+
+    quiet_log()
+    settings = settings_of(ctx, {"mesh.home": home and home.absolute(), "tools.imports": agents.TOOLS,
+                                 "agents.paths": str(agents.HOME), "agents.policies": ""})  # fmt: skip
+    mesh = build(settings)
+    environ = os.environ | {
+        "AGENTMESH_HOME": str(settings.mesh.home.absolute()), "AGENTMESH_TOOLS_IMPORTS": agents.TOOLS,
+        "AGENTMESH_AGENTS_PATHS": str(agents.HOME), "AGENTMESH_AGENTS_POLICIES": "", "AGENTMESH_LOG_FORMAT": "text",
+    }  # fmt: skip
+    options = ["--config", str(given.config.absolute())] if given.config else []
+    started = False
+    try:
+        say(
+            "starting a PostgreSQL of its own …" if settings.database.url is None else "using the configured database …"
+        )
+        started = embedded_started(mesh)
+        migrate.upgrade(mesh.database_url)
+        with Children(settings.mesh.home.absolute() / "logs", environ, options) as children:
+            stage = Stage(mesh, children, messages, f"run-{new_id().hex[-8:]}", since)
+            _prepare(stage)
+            yield stage
+    finally:
+        mesh.close()
+        if started:
+            mesh.embedded.stop()
+
+
+def _prepare(stage: Stage) -> None:
+    """Half of the workers start while the past cases are loaded, the others when these are at work."""
+    import psycopg
+
+    from agentmesh.demo import tables
+
+    for kind, name in WORKERS[:2]:
+        stage.children.start(kind, name)
+    say("loading past cases while two workers start …")
+    with psycopg.connect(plain(stage.mesh)) as connection:
+        tables.prepare(connection)
+    wait_for_workers(stage, [name for _, name in WORKERS[:2]])
+
+
+def plain(mesh: Mesh) -> str:
+    return mesh.database_url.replace("+psycopg", "")
+
+
+def wait_for_workers(stage: Stage, names: Sequence[str]) -> None:
+    """Workers of these names beat. Raises WorkerEnded when one ended instead."""
+    from agentmesh.errors import WorkerEnded
+    from agentmesh.observation import health
+
+    end = time.monotonic() + READY_S
+    while not set(names) <= health.alive(stage.mesh.db):
+        stage.children.check()
+        if time.monotonic() > end:
+            raise WorkerEnded("the workers did not come up in time", value=", ".join(names),
+                              expected=f"a beat within {READY_S:g} s")  # fmt: skip
+        threading.Event().wait(LOOK_S / 2)
+
+
+def _intents(stage: Stage, messages: Sequence[Message]) -> list[dict[str, Any]]:
+    from agentmesh.demo.data import intents
+
+    return intents(messages, run=stage.run)
+
+
+def _first(stage: Stage, *, quiet: bool) -> tuple[UUID, float]:
+    """The first message's trace, drawn while it runs, and the seconds from Enter to its end."""
+    from agentmesh.cli.draw import follow
+
+    intent = _intents(stage, stage.messages[:1])[0]
+    say(f"the first message: {intent['payload']['text']!r}")
+    trace = stage.mesh.router.dispatch(**intent)
+    follow(stage.mesh.db, stage.mesh.tenant, trace.id, children=True, timeout=READY_S, quiet=quiet)
+    took = stage.seconds()
+    say(f"first trace finished {took:.1f} s after the start")
+    for kind, name in WORKERS[2:]:
+        stage.children.start(kind, name)
+    return trace.id, took
+
+
+def watch(stage: Stage, ids: Sequence[UUID], crash: Any = None) -> None:
+    """Everything has ended; until then progress is shown, and `crash` may strike."""
+    from agentmesh.observation import runs
+
+    begun, wait = time.monotonic(), threading.Event().wait
+    with _Bar(len(ids)) as bar:
+        while True:
+            seen = runs.progress(stage.mesh.db, stage.mesh.tenant, ids)
+            bar.show(seen.ended, time.monotonic() - begun)
+            if crash is not None:
+                crash.strike(stage, seen.ended)
+            stage.children.check()
+            if seen.ended == len(ids) and seen.open == 0:
+                return
+            wait(LOOK_S)
+
+
+class _Bar:
+    """done/total, rate and time left: a bar on a terminal, elsewhere a line every few seconds."""
+
+    def __init__(self, total: int) -> None:
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        self._total, self._told = total, 0.0
+        columns = (TextColumn("working messages"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"),
+                   TimeRemainingColumn())  # fmt: skip
+        self._bar = Progress(*columns, console=console(err=True)) if is_terminal() else None
+        self._task = self._bar.add_task("", total=total, rate="") if self._bar else None
+
+    def __enter__(self) -> _Bar:
+        if self._bar:
+            self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar:
+            self._bar.stop()
+
+    def show(self, done: int, seconds: float) -> None:
+        rate = done / seconds if seconds > 0.5 else 0.0
+        if self._bar and self._task is not None:
+            self._bar.update(self._task, completed=done, rate=f"{rate:.1f}/s" if rate else "")
+        elif seconds - self._told >= TELL_S:
+            self._told = seconds
+            left = f", about {span((self._total - done) / rate)} left" if rate else ""
+            say(f"{done} of {self._total} messages, {rate:.1f}/s{left}")
+
+
+def _summary(stage: Stage, ids: Sequence[UUID]) -> Summary:
+    import psycopg
+
+    from agentmesh.demo import tables
+    from agentmesh.demo.data import labels
+    from agentmesh.demo.summary import Timing, summarise
+    from agentmesh.observation import runs
+
+    db, tenant = stage.mesh.db, stage.mesh.tenant
+    seen = runs.progress(db, tenant, ids)
+    durations, whole = runs.durations(db, tenant, ids)
+    timing = Timing(len(ids), seen.done, seen.failed, whole, durations, runs.survived(db, tenant, ids))
+    with psycopg.connect(plain(stage.mesh)) as connection:
+        return summarise(tables.filed(connection, stage.run), labels(stage.messages), timing)
+
+
+def _report(stage: Stage, summary: Summary, *, own_data: bool) -> Path:
+    from agentmesh.demo.report import render_html
+
+    folder = stage.mesh.settings.mesh.home.absolute() / "reports"
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{stage.run}.html"
+    path.write_text(render_html(summary, own_data=own_data), encoding="utf-8")
+    return path
+
+
+def _print(summary: Summary, report: Path, first: UUID, took: float) -> None:
+    from agentmesh.demo.summary import print_summary
+
+    print_summary(summary, console())
+    if is_terminal():
+        print()
+    print(f"first trace after\t{took:.1f} s" if not is_terminal() else f"first trace after {took:.1f} s")
+    print(f"report\t{report}" if not is_terminal() else f"report  {report}")
+    say(f"next    agentmesh dev, and in another terminal: agentmesh trace show {first}")
+
+
+def _as_document(summary: Summary, ids: Sequence[UUID], report: Path, took: float, ledger: Any) -> None:
+    from agentmesh.demo.summary import figures
+
+    timing = summary.timing
+    document(
+        "demo", intents=timing.intents, done=timing.done, failed=timing.failed, seconds=timing.seconds,
+        survived=timing.survived, filed=len(summary.cases), doubles=summary.doubles, agreement=summary.agreement,
+        first_trace_s=round(took, 2), first_trace=ids[0], report=report, figures=dict(figures(summary)),
+        crash=ledger.as_json() if ledger else None,
+    )  # fmt: skip
+
+
+def _age_s() -> float:
+    """Seconds since this process began, interpreter and imports included; 0 where the system does not tell."""
+    from agentmesh.coordination.process import started
+
+    ticks = started(os.getpid())
+    if not ticks or not hasattr(time, "CLOCK_BOOTTIME"):
+        return 0.0
+    return max(0.0, time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK"))

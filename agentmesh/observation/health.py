@@ -1,0 +1,58 @@
+"""How the mesh is: who is alive, and what has been ready for longest without anybody taking it."""
+
+from __future__ import annotations
+
+from agentmesh.infrastructure.database import Database, Row
+
+# Workers serve every tenant and belong to none.
+WORKERS = """
+SELECT count(*) FILTER (WHERE state = 'alive' AND beat_at > mesh.mesh_asof() - make_interval(secs => lease_s)) AS alive,
+ count(*) FILTER (WHERE (state = 'dead' OR state = 'alive' AND beat_at <= mesh.mesh_asof() - make_interval(secs => lease_s))
+  AND beat_at > mesh.mesh_asof() - interval '1 hour') AS dead FROM mesh.workers
+"""
+
+OLDEST = """
+SELECT r.*, extract(epoch FROM mesh.mesh_asof() - r.since)::float8 AS seconds FROM (
+ SELECT 'trace' AS kind, id AS trace_id, queue, greatest(created_at, wake_at) AS since FROM mesh.traces
+  WHERE tenant_id = %(tenant)s AND status = 'queued' AND paused_at IS NULL
+ UNION ALL SELECT 'step', s.trace_id, s.queue, greatest(s.created_at, s.wake_at) FROM mesh.steps s
+  JOIN mesh.traces t ON t.id = s.trace_id AND t.tenant_id = s.tenant_id AND t.paused_at IS NULL
+  WHERE s.tenant_id = %(tenant)s AND s.status IN ('ready', 'joined')
+ UNION ALL SELECT 'call', trace_id, queue, greatest(created_at, wake_at) FROM mesh.calls
+  WHERE tenant_id = %(tenant)s AND status = 'ready') r
+ WHERE r.since < mesh.mesh_asof() ORDER BY r.since LIMIT 1
+"""
+
+
+def workers(db: Database) -> Row:
+    """How many are alive, and how many died within the last hour."""
+    return db.once(WORKERS)[0]
+
+
+def oldest_ready(db: Database, tenant: str) -> Row | None:
+    """What has waited longest to be taken: kind, trace_id, queue, seconds; None when nothing waits."""
+    rows = db.once(OLDEST, {"tenant": tenant})
+    return rows[0] if rows else None
+
+
+ALIVE = """
+SELECT name FROM mesh.workers
+ WHERE state = 'alive' AND beat_at > mesh.mesh_asof() - make_interval(secs => lease_s)
+"""
+
+HELD = """
+SELECT (SELECT count(*) FROM mesh.traces t WHERE t.tenant_id = %(tenant)s AND t.worker_id = w.id)
+     + (SELECT count(*) FROM mesh.calls c WHERE c.tenant_id = %(tenant)s AND c.worker_id = w.id) AS n
+ FROM mesh.workers w WHERE w.name = %(name)s AND w.state = 'alive' ORDER BY w.registered_at DESC LIMIT 1
+"""
+
+
+def alive(db: Database) -> set[str]:
+    """The names of the workers that beat."""
+    return {row["name"] for row in db.once(ALIVE)}
+
+
+def held_by(db: Database, tenant: str, name: str) -> int:
+    """How many traces and calls name this worker right now."""
+    rows = db.once(HELD, {"tenant": tenant, "name": name})
+    return int(rows[0]["n"]) if rows else 0

@@ -1,0 +1,148 @@
+"""Traces as people read them: a list newest first, one trace with everything under it, an id by its prefix.
+
+Plain rows out; what they look like is the command line's business. Tool attempts that run right now are among the
+attempts, with their progress: events of a tool appear only when its step has joined.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+from uuid import UUID
+
+from agentmesh.errors import Ambiguous, Mistake, UnknownTrace
+from agentmesh.infrastructure.database import Database, Row
+
+ENDED = frozenset({"done", "failed", "cancelled"})
+MAX_PAGE = 200
+FILTERS = {
+    "status": "status", "agent": "agent", "intent": "intent", "context": "context_id", "from": "from_id",
+    "parent": "parent_id::text",
+}  # fmt: skip
+_PREFIX = re.compile(r"[0-9a-f]{1,32}\Z")
+
+_HEADER = """t.id, t.context_id, t.parent_id, t.root_id, t.agent, t.intent, t.from_id, t.status, t.priority, t.steps, t.depth,
+ t.created_at, t.started_at, t.ended_at, t.wake_at, t.paused_at,
+ extract(epoch FROM coalesce(t.ended_at, mesh.mesh_asof()) - t.created_at)::float8 AS seconds"""
+
+ONE = f"""
+SELECT {_HEADER}, t.permissions, t.policy, t.payload, t.result, t.error, t.waits_for, t.epoch, t.queue,
+ t.plan_hash, t.agent_version,
+ (SELECT w.name FROM mesh.workers w WHERE w.id = t.worker_id) AS worker
+ FROM mesh.traces t WHERE t.id = %(id)s AND t.tenant_id = %(tenant)s
+"""  # noqa: S608 - our own columns
+
+STEPS = """
+SELECT id, ordinal, node, iteration, kind, phase, status, require, slots, pending, wins, failures, losses, action, output, error,
+ created_at, started_at, ended_at, wake_at, waits_for,
+ extract(epoch FROM coalesce(ended_at, mesh.mesh_asof())
+   - CASE kind WHEN 'tools' THEN created_at ELSE coalesce(started_at, created_at) END)::float8 AS seconds
+ FROM mesh.steps WHERE trace_id = %(id)s AND tenant_id = %(tenant)s ORDER BY ordinal
+"""
+
+CALLS = """
+SELECT id, step_id, slot, idx, slot_mode, tool, label, args, effect, status, queue, epoch, n, failures, losses, suspect,
+ max_attempts, result, error, created_at, ended_at, wake_at
+ FROM mesh.calls WHERE trace_id = %(id)s AND tenant_id = %(tenant)s AND kind = 'tool' ORDER BY step_id, slot, idx
+"""
+
+ATTEMPTS = """
+SELECT a.id, a.step_id, a.call_id, a.kind, a.n, a.epoch, a.child, a.started_at, a.ended_at, a.outcome, a.error, a.progress,
+ (SELECT w.name FROM mesh.workers w WHERE w.id = a.worker_id) AS worker,
+ extract(epoch FROM coalesce(a.ended_at, mesh.mesh_asof()) - a.started_at)::float8 AS seconds
+ FROM mesh.attempts a WHERE a.trace_id = %(id)s AND a.tenant_id = %(tenant)s ORDER BY a.started_at, a.n
+"""
+
+CHILDREN = f"""
+SELECT {_HEADER} FROM mesh.traces t WHERE t.parent_id = %(id)s AND t.tenant_id = %(tenant)s ORDER BY t.id
+"""  # noqa: S608 - our own columns
+
+EVENTS = """
+SELECT seq, name, at, step_id, call_id, body FROM mesh.events
+ WHERE trace_id = %(id)s AND tenant_id = %(tenant)s AND seq > %(after)s ORDER BY seq LIMIT %(limit)s
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Timeline:
+    """One trace: its row, and the rows under it, each in the order it came to be."""
+
+    trace: Row
+    steps: Sequence[Row]
+    calls: Sequence[Row]
+    attempts: Sequence[Row]
+    children: Sequence[Row]
+
+    @property
+    def ended(self) -> bool:
+        return self.trace["status"] in ENDED
+
+
+def parse_filter(text: str | None) -> dict[str, str]:
+    """What `status:failed agent:mailer` asks for. Raises Mistake for a word that is no filter."""
+    found: dict[str, str] = {}
+    for word in (text or "").split():
+        key, colon, value = word.partition(":")
+        if not colon or not value or key not in FILTERS:
+            raise Mistake("a filter is not understood", value=word, expected=f"{':… '.join(FILTERS)}:…",
+                          next="agentmesh trace list --help")  # fmt: skip
+        found[key] = value
+    return found
+
+
+def traces(
+    db: Database, tenant: str, *, where: Mapping[str, str] | None = None, limit: int = 20, before: UUID | None = None
+) -> list[Row]:
+    """At most `limit` traces that match `where` (as parse_filter gives it), newest first, older than `before`."""
+    given: dict[str, Any] = {"tenant": tenant, "limit": min(limit, MAX_PAGE), "before": before}
+    conditions = ["t.tenant_id = %(tenant)s"] + (["t.id < %(before)s"] if before else [])
+    for key, value in (where or {}).items():
+        given[key] = value
+        conditions.append(f"t.{FILTERS[key]} = %({key})s")
+    return db.once(
+        f"SELECT {_HEADER} FROM mesh.traces t WHERE {' AND '.join(conditions)} ORDER BY t.id DESC LIMIT %(limit)s",  # noqa: S608
+        given,
+    )
+
+
+def resolve(db: Database, tenant: str, given: str) -> UUID:
+    """The id that `given` means: a whole one, a prefix that only one trace has, or @last, the newest that no other
+    trace made. Raises UnknownTrace or Ambiguous."""
+    if given == "@last":
+        rows = db.once(
+            "SELECT id FROM mesh.traces WHERE tenant_id = %(tenant)s AND parent_id IS NULL ORDER BY id DESC LIMIT 1",
+            {"tenant": tenant},
+        )
+        if not rows:
+            raise UnknownTrace("there is no trace yet", value=given, next="agentmesh submit")
+        return UUID(str(rows[0]["id"]))
+    digits = given.strip().lower().replace("-", "")
+    if not _PREFIX.match(digits):
+        raise UnknownTrace("this is no id of a trace", value=given)
+    rows = db.once(
+        "SELECT id FROM mesh.traces WHERE tenant_id = %(tenant)s AND id BETWEEN %(low)s AND %(high)s ORDER BY id LIMIT 4",
+        {"tenant": tenant, "low": UUID(digits.ljust(32, "0")), "high": UUID(digits.ljust(32, "f"))},
+    )
+    if not rows:
+        raise UnknownTrace("no trace has this id", value=given)
+    if len(rows) > 1:
+        listed = ", ".join(str(row["id"]) for row in rows[:3]) + (" …" if len(rows) > 3 else "")
+        raise Ambiguous("more than one trace begins so", value=given, expected=f"one of {listed}")
+    return UUID(str(rows[0]["id"]))
+
+
+def trace(db: Database, tenant: str, trace_id: UUID) -> Timeline:
+    """Everything under one trace, read in one snapshot each. Raises UnknownTrace."""
+    key = {"id": trace_id, "tenant": tenant}
+    with db.checkout() as tx:
+        header = tx.one(ONE, key)
+        if header is None:
+            raise UnknownTrace("no trace has this id", value=str(trace_id))
+        return Timeline(header, tx.all(STEPS, key), tx.all(CALLS, key), tx.all(ATTEMPTS, key), tx.all(CHILDREN, key))
+
+
+def events(db: Database, tenant: str, trace_id: UUID, *, after: int = 0, limit: int = 10_000) -> list[Row]:
+    """The events of a trace in order, beginning behind number `after`."""
+    return db.once(EVENTS, {"id": trace_id, "tenant": tenant, "after": after, "limit": limit})
