@@ -51,7 +51,7 @@ def wiped(postgres: str, template: str) -> Iterator[str]:
 
 @pytest.fixture
 def database_url(wiped: str) -> Iterator[str]:
-    """A migrated, empty database; afterwards I1–I12 must hold in it."""
+    """A migrated, empty database; afterwards I1 to I12 must hold in it."""
     empty(wiped)
     yield wiped
     assert testing.broken(wiped) == {}
@@ -302,4 +302,18 @@ def lab(make_mesh: Callable[..., tuple[Mesh, Bells]], database_url: str, tools: 
 
     mesh, bells = make_mesh(define_agent("puppet", reasoner=do_as_told, tools=list(PUPPET_TOOLS)))
     yield Lab(database_url, mesh, bells)
+    faults.disarm()
+
+
+@pytest.fixture
+def make_lab(make_mesh: Callable[..., tuple[Mesh, Bells]], database_url: str, tools: ToolRegistry) -> Iterator[Any]:
+    """make_lab(**agent keys) -> Lab whose puppet may use every tool registered by now."""
+
+    def make(**keys: Any) -> Lab:
+        names = [one.name for one in tools.list()]
+        puppet = define_agent("puppet", **{"reasoner": do_as_told, "tools": names, "grants": ["*"]} | keys)
+        mesh, bells = make_mesh(puppet)
+        return Lab(database_url, mesh, bells)
+
+    yield make
     faults.disarm()

@@ -12,9 +12,10 @@ from typing import Any
 from uuid import UUID
 
 import psycopg
+import sqlalchemy as sa
 import structlog
 
-from agentmesh.errors import ToolCommitted
+from agentmesh.errors import DatabaseUnreachable, ToolCommitted
 from agentmesh.execution.failures import failure_of
 from agentmesh.execution.invoke import context, invoke
 from agentmesh.execution.tools import Tool, ToolContext, ToolRegistry
@@ -24,9 +25,12 @@ from agentmesh.records import Json, Ring, new_id
 from agentmesh.state import calls
 from agentmesh.state.blobs import BlobStore
 from agentmesh.state.calls import Claimed, Settled, TaskManager
+from agentmesh.state.rescue import TIMEOUT
 from agentmesh.state.traces import Holder
 
 log = structlog.get_logger("agentmesh.call")
+
+IDLE = psycopg.errors.IdleInTransactionSessionTimeout
 
 Notes = Callable[[str, UUID, UUID], Any]
 """note(kind, row id, claim id) before a claim is sent; the context manager it returns forgets it afterwards."""
@@ -61,11 +65,13 @@ class ToolRunner:
             if tool.tx:
                 settled = self._transact(tool, claimed, ctx)
             else:
-                value = self._shrunk(claimed, invoke(tool, self._expanded(claimed), ctx))
+                value = self._shrunk(claimed, _called(tool, self._expanded(claimed), ctx))
                 settled = self._tasks.record(claimed, "won", result=value)
-        except (psycopg.OperationalError, psycopg.InterfaceError):
-            raise
-        except Exception as exc:  # noqa: BLE001 - whatever a tool raises is its call's failure
+        except _Raised as raised:
+            settled = self._tasks.record(claimed, "failed", failure=failure_of(raised.cause, code="E_TOOL"))
+        except (psycopg.OperationalError, psycopg.InterfaceError, DatabaseUnreachable):
+            raise  # our own database, not the tool's: the heart gives the call back
+        except Exception as exc:  # noqa: BLE001 - whatever else is wrong with a call is its failure
             settled = self._tasks.record(claimed, "failed", failure=failure_of(exc, code="E_TOOL"))
         point("call.after_commit")
         status = "stale" if settled is None else settled.status
@@ -74,24 +80,38 @@ class ToolRunner:
         return settled
 
     def _transact(self, tool: Tool, claimed: Claimed, ctx: ToolContext) -> Settled | None:
-        """The tool's SQL and its recorded result in one transaction; a commit without answer is settled by release."""
+        """The tool's SQL and its recorded result in one transaction.
+
+        Where its connection or the answer to COMMIT is lost, the call is released: winning means that nothing was
+        applied, and it runs again.
+        """
         with self._db.engine.connect().execution_options(isolation_level="READ COMMITTED") as connection:
-            driver = connection.connection.driver_connection
-            if driver is None:
-                raise RuntimeError("the pool gave no connection")
-            transaction = connection.begin()
-            backend = _transaction_id(driver)
-            value = self._shrunk(claimed, invoke(tool, self._expanded(claimed), replace(ctx, tx=connection)))
-            if not transaction.is_active or _transaction_id(driver) != backend:
-                raise ToolCommitted(f"tool {tool.name} ended the transaction it was given", value=tool.name)
-            point("call.in_commit")
-            settled = calls.settle(Tx(driver), claimed.row, worker_id=claimed.holder.worker_id, outcome="won", result=value)
-            if settled is None:
-                transaction.rollback()
-                calls.mark_stale(self._db, claimed)
-                return None
-            transaction.commit()
-            return settled
+            try:
+                return self._within(connection, tool, claimed, ctx)
+            except (sa.exc.DBAPIError, psycopg.OperationalError, psycopg.InterfaceError, IDLE) as exc:
+                connection.invalidate()
+                idle = isinstance(getattr(exc, "orig", exc), IDLE)
+        if idle:
+            return self._tasks.record(claimed, "timeout", failure=TIMEOUT)
+        return self._tasks.record(claimed, "released") or self._tasks.known(claimed)
+
+    def _within(self, connection: sa.Connection, tool: Tool, claimed: Claimed, ctx: ToolContext) -> Settled | None:
+        driver = connection.connection.driver_connection
+        if driver is None:
+            raise RuntimeError("the pool gave no connection")
+        transaction = connection.begin()
+        backend = _transaction_id(driver)
+        value = self._shrunk(claimed, _called(tool, self._expanded(claimed), replace(ctx, tx=connection)))
+        if not transaction.is_active or _transaction_id(driver) != backend:
+            raise ToolCommitted(f"tool {tool.name} ended the transaction it was given", value=tool.name)
+        point("call.in_commit")
+        settled = calls.settle(Tx(driver), claimed.row, worker_id=claimed.holder.worker_id, outcome="won", result=value)
+        if settled is None:
+            transaction.rollback()
+            calls.mark_stale(self._db, claimed)
+            return None
+        transaction.commit()
+        return settled
 
     def _context(self, claimed: Claimed) -> ToolContext:
         row = claimed.row
@@ -108,6 +128,21 @@ class ToolRunner:
 
     def _shrunk(self, claimed: Claimed, value: Json) -> Json:
         return self._blobs.shrink(claimed.row["tenant_id"], value, what=f"the result of {claimed.row['tool']}")
+
+
+class _Raised(Exception):
+    """What a tool raised, whatever its class: it must not be taken for an error of ours."""
+
+    def __init__(self, cause: Exception) -> None:
+        super().__init__(str(cause))
+        self.cause = cause
+
+
+def _called(tool: Tool, args: dict[str, Json], ctx: ToolContext) -> Json:
+    try:
+        return invoke(tool, args, ctx)
+    except Exception as exc:
+        raise _Raised(exc) from exc
 
 
 def _transaction_id(driver: Any) -> object:

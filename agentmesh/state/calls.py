@@ -200,12 +200,12 @@ class TaskManager:
         try:
             settled = once()
         except (psycopg.OperationalError, psycopg.InterfaceError):
-            settled = once() or self._known(claimed)
+            settled = once() or self.known(claimed)
         if settled is None:
             mark_stale(self._db, claimed)
         return settled
 
-    def _known(self, claimed: Claimed) -> Settled | None:
+    def known(self, claimed: Claimed) -> Settled | None:
         """What the first write left, when repeating it changed nothing: our attempt's outcome tells that it landed."""
         rows = self._db.once(
             "SELECT c.status, c.trace_id, s.id AS step_id, s.epoch AS step_epoch, s.queue AS step_queue,"
