@@ -16,7 +16,7 @@ import sys
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -93,10 +93,8 @@ class Process:
 
     def kill(self) -> None:
         """SIGKILL, to its children too."""
-        try:
+        with suppress(ProcessLookupError):
             os.killpg(self.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
         self._process.wait(10)
 
     def wait(self, within: float = 20) -> int:
@@ -121,11 +119,18 @@ class Story:
             lines = [line[8:] for line in text.format(tag=self.tag).strip("\n").splitlines()]
             (home / "agents" / f"{name}.yaml").write_text("\n".join(lines))
 
+    def prepare(self) -> None:
+        """What its tools write to: no unique key, so that a doubled write would show."""
+        with psycopg.connect(self.database_url, autocommit=True) as connection:
+            connection.execute("CREATE TABLE filed (trace_id uuid)")
+
     # --- processes --------------------------------------------------------------------------------------------------
 
     def environ(self, **more: str) -> dict[str, str]:
         kept = {key: value for key, value in os.environ.items() if not key.startswith("AGENTMESH_")}
+        kept.pop("PYTHONDONTWRITEBYTECODE", None)  # else every worker compiles all of SQLAlchemy
         given = QUICK | {
+            "PYTHONPYCACHEPREFIX": str(Path(tempfile.gettempdir()) / "agentmesh-story-pyc"),
             "PYTHONPATH": str(HERE), "STORY_HOME": str(self.home), "STORY_TAG": self.tag,
             "AGENTMESH_AGENTS_PATHS": str(self.home / "agents"), "AGENTMESH_TOOLS_IMPORTS": "story_parts",
             "AGENTMESH_LOG_FORMAT": "text",
@@ -284,6 +289,7 @@ def make_story(request: pytest.FixtureRequest, story_home: Path) -> Iterator[Cal
             database = testing.database(postgres, template=template)
         story = Story(kind, story_home, plain(database.__enter__()), broker)
         made.append((story, database))
+        story.prepare()
         return story
 
     yield make
@@ -303,6 +309,7 @@ def newcomer(request: pytest.FixtureRequest, story_home: Path) -> Iterator[Story
         migrate.upgrade(server.url())
         story = Story("embedded", story_home, plain(server.url()), None, named=False)
         story.env["AGENTMESH_HOME"] = str(story_home / "home")
+        story.prepare()
         yield story
         _end(request, story)
         assert testing.broken(story.database_url) == {}
@@ -324,12 +331,12 @@ def _clean(story: Story) -> None:
                 connection.default_channel.queue_delete(queue)
                 connection.default_channel.exchange_delete(queue)
     elif story.kind == "redis" and story.broker_url:
-        try:
-            with redis.Redis.from_url(story.broker_url) as client:
-                for key in client.scan_iter(f"*{story.tag}*"):
-                    client.delete(key)
-        except redis.ConnectionError:
-            pass  # its own server, stopped by the test
+        with (
+            suppress(redis.ConnectionError),
+            redis.Redis.from_url(story.broker_url) as client,
+        ):  # its own may be stopped
+            for key in client.scan_iter(f"*{story.tag}*"):
+                client.delete(key)
 
 
 # --- a Redis of the test's own

@@ -69,14 +69,15 @@ def ask_model(ctx: ToolContext, text: str) -> dict[str, float]:
 
 
 @register_tool("vote", needs=["data:read"], queue=TAG)
-def vote(ctx: ToolContext, text: str, round: int) -> dict[str, float]:
+def vote(ctx: ToolContext, text: str, turn: int) -> dict[str, float]:
     ran(ctx)
-    return {"confidence": 0.3 + 0.3 * round}
+    return {"confidence": 0.3 + 0.3 * turn}
 
 
 @register_tool("file_report", needs=["reports:write"], queue=TAG, tx=True)
 def file_report(ctx: ToolContext, customer: int) -> dict[str, int]:
     ran(ctx)
+    ctx.tx.exec_driver_sql("INSERT INTO filed VALUES (%(trace)s)", {"trace": ctx.trace_id})
     return {"report": customer}
 
 
@@ -94,7 +95,7 @@ class Analyst(ReasonerBase):
             return {"tools": tools, "strategy": "parallel"}
         tools = [
             {"tool": "ask_model", "args": {"text": text}},
-            {"tool": "vote", "args": {"text": text, "round": session.iteration}},
+            {"tool": "vote", "args": {"text": text, "turn": session.iteration}},
         ]
         return {"tools": tools, "strategy": "fallback"}
 
