@@ -11,7 +11,9 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
-from celery import Celery, bootsteps, signals
+from celery import Celery, bootsteps, concurrency, signals
+
+from agentmesh.errors import MeshError
 
 
 def add_life(
@@ -36,6 +38,30 @@ def add_life(
     app.steps["worker"].add(Life)
     signals.worker_shutdown.connect(ended, weak=False)
     signals.worker_process_init.connect(forked, weak=False)
+
+
+def on_boot(
+    app: Celery, *, queues: list[str], pool: str, at_once: int, prepare: Callable[[str, str, int], None]
+) -> None:
+    """For workers that Celery's own command starts: where it names none, these queues, this pool and so many at once.
+
+    `prepare(name, pool, concurrency)` runs before such a worker makes its pool; what it raises ends the process.
+    """
+    app.conf.update(
+        task_queues={one: {"exchange": one, "routing_key": one} for one in queues}, worker_pool=pool,
+        worker_concurrency=at_once,
+    )  # fmt: skip
+
+    def booting(sender: Any, **_: Any) -> None:
+        if sender.app is not app:
+            return
+        kind = concurrency.get_implementation(sender.pool_cls).__module__.rpartition(".")[2]
+        try:
+            prepare(sender.hostname.partition("@")[0], {"thread": "threads"}.get(kind, kind), sender.concurrency)
+        except MeshError as exc:
+            raise SystemExit(str(exc)) from exc  # a signal's handler may raise nothing less: Celery would go on
+
+    signals.worker_init.connect(booting, weak=False)
 
 
 def run_worker(app: Celery, *, name: str, queues: list[str], pool: str, concurrency: int) -> int:

@@ -19,11 +19,12 @@ from celery import Celery, chord
 from agentmesh.communication import pgq
 from agentmesh.communication.lines import (
     LENT,
-    LOST,
+    AmqpLine,
     Line,
+    PgqLine,
     argsrepr,
     lending,
-    line_to,
+    lost,
     ring_args,
     ring_kwargs,
     wire_priority,
@@ -179,7 +180,7 @@ class Broker:
             return rings
         try:
             self._use(lambda line: publish(line, rings))
-        except LOST:
+        except lost():
             self._closed_until = time.monotonic() + BREAK_S
             return rings
         return []
@@ -187,7 +188,7 @@ class Broker:
     def _ask(self, ask: Callable[[Line], T]) -> T:
         try:
             return self._use(ask)
-        except LOST as exc:
+        except lost() as exc:
             where = self.app.connection_for_write().as_uri()
             raise BrokerUnreachable(f"the broker does not answer: {type(exc).__name__}", value=where) from exc
 
@@ -200,7 +201,7 @@ class Broker:
         if held is not None:
             try:
                 return self._on(held, use)
-            except LOST:
+            except lost():
                 self.close()  # the others are no younger
         return self._on(line_to(self.app), use)
 
@@ -224,3 +225,13 @@ class Broker:
             task_id=ring.task_id, priority=wire_priority(line.scheme, ring.priority), argsrepr=argsrepr(ring),
             kwargsrepr="{}", ignore_result=True,
         )  # fmt: skip
+
+
+def line_to(app: Celery) -> Line:
+    """A new line to the app's broker. Raises one of LOST where it does not answer."""
+    transport = app.connection_for_write().transport.driver_type
+    if transport == "redis":
+        from agentmesh.communication.redis_line import RedisLine  # noqa: PLC0415 - half a second, for Redis alone
+
+        return RedisLine(app)
+    return PgqLine(app) if transport == "postgresql" else AmqpLine(app)

@@ -17,14 +17,10 @@ from celery.worker.control import Panel
 from celery.worker.request import Request
 from kombu import compression as kombu_compression
 from kombu import serialization as kombu_serialization
-from kombu.transport import redis as kombu_redis
-
-from agentmesh.communication.pgq import NO_MESSAGE
 
 log = logging.getLogger(__name__)
 # kombu is annotated in part
 compression: Any = kombu_compression
-redis: Any = kombu_redis
 serialization: Any = kombu_serialization
 
 MAX_MESSAGE_BYTES = 256 * 1024  # an envelope has 64 KiB at most; twice base64 and its headers fit
@@ -57,7 +53,10 @@ def harden(app: Celery, *, on_refused: Callable[[str], None] | None = None) -> N
             Panel.meta.pop(name)
             Panel.data.pop(name)
             Panel.data.pop(info.alias, None)
-    redis.Transport.Channel = SturdyRedis
+    if app.conf.broker_url and app.conf.broker_url.startswith("redis"):
+        from agentmesh.communication.redis_line import be_sturdy  # noqa: PLC0415 - half a second, for Redis alone
+
+        be_sturdy()
     app.on_refused_message = on_refused
 
 
@@ -70,17 +69,6 @@ def strip_foreign_canvas(task: Any) -> None:
     puts them there. Its chord stays, because Celery tells our backend of a part's end by it."""
     request = task.request
     request.callbacks = request.errbacks = request.chain = None
-
-
-class SturdyRedis(redis.Channel):  # type: ignore[misc]
-    """kombu's channel, which something in a list that is no message does not end."""
-
-    def _brpop_read(self, **options: Any) -> Any:
-        try:
-            return super()._brpop_read(**options)
-        except NO_MESSAGE as exc:
-            log.error("what came from Redis was dropped: %s", type(exc).__name__)  # noqa: TRY400 - not its content
-            return None
 
 
 class QuietRequest(Request):  # type: ignore[misc]

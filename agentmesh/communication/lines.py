@@ -10,21 +10,19 @@ import json
 import os
 import select
 import socket
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from typing import Any, ClassVar, Protocol
 
 import psycopg
-import redis.exceptions
 from amqp.exceptions import AMQPError, NotFound  # type: ignore[import-untyped]
 from celery import Celery
 from celery.app.amqp import AMQP
 from kombu import messaging as kombu_messaging
 from kombu.exceptions import KombuError, OperationalError
 from kombu.utils import json as kombu_json
-from redis.backoff import NoBackoff
-from redis.retry import Retry
 
 from agentmesh.infrastructure.pgq_store import Put
 from agentmesh.records import Ring
@@ -36,9 +34,15 @@ CONNECT_S = 1.0
 ANSWER_S = 2.0
 
 LOST = (
-    OSError, AMQPError, redis.exceptions.RedisError, psycopg.Error, OperationalError, KombuError,
+    OSError, AMQPError, psycopg.Error, OperationalError, KombuError,
 )  # fmt: skip
 """What a broker that is away, or goes away, raises."""
+
+
+def lost() -> tuple[type[BaseException], ...]:
+    """LOST, with what redis-py raises where it is in use: importing it takes as long as all else here."""
+    raised = getattr(sys.modules.get("redis.exceptions"), "RedisError", None)
+    return LOST if raised is None else (*LOST, raised)
 
 
 def wire_priority(scheme: str, priority: int) -> int:
@@ -71,7 +75,7 @@ def headers_of(ring: Ring, origin: str) -> dict[str, Any]:
 _NO_CANVAS = {"callbacks": None, "errbacks": None, "chain": None, "chord": None}
 
 
-class _Line:
+class HeldLine:
     """What the three have in common: a kombu connection that never waits longer than a moment."""
 
     scheme: ClassVar[str]
@@ -116,41 +120,11 @@ class _Line:
             yield made
 
     def close(self) -> None:
-        with suppress(*LOST):
+        with suppress(*lost()):
             self._connection.release()
 
 
-class RedisLine(_Line):
-    scheme = "redis"
-
-    def __init__(self, app: Celery) -> None:
-        super().__init__(app, {"socket_timeout": ANSWER_S, "socket_connect_timeout": CONNECT_S})
-        # redis-py would repeat by itself for seconds
-        self.channel.pool.connection_kwargs["retry"] = Retry(NoBackoff(), 0)
-
-    def publish(self, rings: list[Ring]) -> None:
-        with self.channel.conn_or_acquire() as client, client.pipeline(transaction=False) as pipe:
-            for ring in rings:
-                key = self.channel._q_for_pri(ring.queue, wire_priority(self.scheme, ring.priority))
-                pipe.lpush(key, self.envelope(ring))
-            pipe.execute()
-
-    def depths(self, queues: list[str]) -> dict[str, int]:
-        steps = self.channel.priority_steps
-        with self.channel.conn_or_acquire() as client, client.pipeline(transaction=False) as pipe:
-            for queue in queues:
-                for step in steps:
-                    pipe.llen(self.channel._q_for_pri(queue, step))
-            counts = pipe.execute()
-        width = len(steps)
-        return {queue: sum(counts[n * width : (n + 1) * width]) for n, queue in enumerate(queues)}
-
-    def ping(self) -> None:
-        with self.channel.conn_or_acquire() as client:
-            client.ping()
-
-
-class AmqpLine(_Line):
+class AmqpLine(HeldLine):
     scheme = "amqp"
 
     def __init__(self, app: Celery) -> None:
@@ -197,7 +171,7 @@ class AmqpLine(_Line):
             wire.drain_events(timeout=ANSWER_S)
 
 
-class PgqLine(_Line):
+class PgqLine(HeldLine):
     scheme = "pgq"
 
     def __init__(self, app: Celery) -> None:
@@ -257,11 +231,3 @@ class Line(Protocol):
     def ping(self) -> None: ...
     def producer(self) -> Any: ...
     def close(self) -> None: ...
-
-
-def line_to(app: Celery) -> Line:
-    """A new line to the app's broker. Raises one of LOST where it does not answer."""
-    transport = app.connection_for_write().transport.driver_type
-    if transport == "redis":
-        return RedisLine(app)
-    return PgqLine(app) if transport == "postgresql" else AmqpLine(app)
