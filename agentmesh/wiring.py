@@ -23,7 +23,7 @@ import agentmesh
 from agentmesh.behavior.agents import AgentSpec, load_agents, load_policies
 from agentmesh.behavior.router import BIRRouter
 from agentmesh.behavior.session import SessionBuilder
-from agentmesh.communication.bootsteps import add_life, run_worker
+from agentmesh.communication.bootsteps import add_life, on_boot, run_worker
 from agentmesh.communication.broker import Broker, make_app
 from agentmesh.communication.client import DirectClient, Trace
 from agentmesh.communication.doorbell import Doorbell
@@ -46,7 +46,7 @@ from agentmesh.execution.runner import ToolRunner
 from agentmesh.execution.tools import TOOLS, ToolRegistry
 from agentmesh.infrastructure import migrate
 from agentmesh.infrastructure.database import Database, Row
-from agentmesh.infrastructure.logging import redact
+from agentmesh.infrastructure.logging import configure, redact
 from agentmesh.infrastructure.settings import Settings
 from agentmesh.infrastructure.settings import load as load_settings
 from agentmesh.records import Intent, Ring
@@ -293,12 +293,15 @@ class Mesh:
     def register_tasks(self, *, agents: bool = True, tools: bool = True) -> dict[str, str]:
         """Give the app its tasks; the queue of each. An inline or transactional call of an agent's own queue runs
         with the agent's task."""
+        queues = self._tasks(agents=agents, tools=tools)
+        register_tasks(self.app, server=self.server(), queues=queues, ring=self.doorbell.ring)
+        return queues
+
+    def _tasks(self, *, agents: bool, tools: bool) -> dict[str, str]:
         known = self.registry.all()  # which loads the user's code
         hosted = [(one.spec.agent, one.spec.queue) for one in known] if agents else []
         own = [(one.name, one.queue) for one in self.tools.list()] if tools else []
-        queues = task_names(hosted, own)
-        register_tasks(self.app, server=self.server(), queues=queues, ring=self.doorbell.ring)
-        return queues
+        return task_names(hosted, own)
 
     def prepare_worker(self, kind: Kind, *, name: str, pool: str, concurrency: int) -> list[str]:
         """Make this process a worker for agents, tools or both: announced, hardened, with a heart and a rescuer.
@@ -331,6 +334,22 @@ class Mesh:
         name = name or f"{kind}-{os.getpid()}"
         queues = self.prepare_worker(kind, name=name, pool=pool, concurrency=concurrency)
         return run_worker(self.app, name=name, queues=queues, pool=pool, concurrency=concurrency)
+
+    def worker_app(self, kind: Kind) -> Any:
+        """The app for `celery -A … worker`, whose workers are what `work` would be. Nothing connects before one boots."""
+        section, log_section = self.settings.worker, self.settings.log
+        tasks = self._tasks(agents=kind != "tools", tools=kind != "agents")
+
+        def prepare(name: str, pool: str, concurrency: int) -> None:
+            configure(level=log_section.level, format=log_section.format)
+            self.prepare_worker(kind, name=name, pool=pool, concurrency=concurrency)
+
+        on_boot(
+            self.app, queues=sorted(set(tasks.values())), prepare=prepare,
+            pool=section.tools_pool if kind == "tools" else section.agents_pool,
+            at_once=section.tools_concurrency if kind == "tools" else section.agents_concurrency,
+        )  # fmt: skip
+        return self.app
 
     def become_child(self, number: int) -> None:
         """In a prefork child: its own connections, and its notes where the parent sees them."""
