@@ -12,22 +12,12 @@ import threading
 from pathlib import Path
 from typing import Any
 
-from celery import signals
-
 from agentmesh import ReasonerBase, ToolContext, register_callback, register_tool
 from agentmesh.errors import Permanent
 
 HOME = Path(os.environ["STORY_HOME"])
 TAG = os.environ["STORY_TAG"]
 SURE = 0.7  # the first vote says 0.6, the second 0.9
-
-
-def consuming(**_: Any) -> None:
-    """Tell the test that this worker now takes messages."""
-    (HOME / f"consuming-{os.getpid()}").touch()
-
-
-signals.worker_ready.connect(consuming, weak=False)
 
 
 def ran(ctx: ToolContext) -> None:
