@@ -26,12 +26,13 @@ TX_LIMIT_S = 5.0
 
 
 class Adopted(Protocol):
-    """What we need of a Celery task that becomes a tool and stays a task for everybody else."""
+    """What we need of a Celery task that becomes a tool and stays a task for everybody else.
+
+    Its `time_limit` and `queue` count where it has them.
+    """
 
     name: str
     max_retries: int | None
-    time_limit: float | None
-    queue: str | None
 
     def run(self, *args: Any, **kwargs: Any) -> Any: ...
     def push_request(self, *args: Any, **kwargs: Any) -> None: ...
@@ -101,7 +102,8 @@ class Tool:
     def check(self, args: Mapping[str, Json]) -> dict[str, Any]:
         """`args` as the function takes them. Raises BadArguments; no argument reaches `ctx`."""
         try:
-            model = self.arguments.model_validate_json(jsontext.dumps(args, what=f"the arguments of {self.name}"))
+            text = jsontext.dumps(args, what=f"the arguments of {self.name}")
+            model = self.arguments.model_validate_json(text, strict=True, extra="forbid")  # in a user's models too
         except ValidationError as exc:
             first = exc.errors(include_url=False, include_context=False)[0]
             where = ".".join(str(part) for part in first["loc"]) or "arguments"
@@ -195,9 +197,9 @@ def register_tool(  # noqa: PLR0913 - the public declaration, every part optiona
         target = _adopt(task) if task is not None else function
         (registry or TOOLS).register(_tool(
             check_name(name, "a tool"), target, needs=check_permissions(needs),
-            timeout_s=timeout or (TX_LIMIT_S if tx else (task and task.time_limit) or 60.0),
+            timeout_s=timeout or (TX_LIMIT_S if tx else getattr(task, "time_limit", None) or 60.0),
             attempts=attempts or (1 if effect == "once" else _task_attempts(task)), effect=effect, inline=inline, tx=tx,
-            group=check_name(queue or (task and task.queue) or "tools", "a tool queue"), version=version,
+            group=check_name(queue or getattr(task, "queue", None) or "tools", "a tool queue"), version=version,
             backoff=backoff or Backoff(),
         ))  # fmt: skip
         return function
