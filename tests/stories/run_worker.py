@@ -1,4 +1,4 @@
-"""A worker process of a story: settings from the environment, then Celery until it is told to stop."""
+"""`agentmesh worker` as a story starts it: it also tells the test when it takes messages."""
 
 from __future__ import annotations
 
@@ -9,20 +9,14 @@ from typing import Any
 
 from celery import signals
 
-from agentmesh.infrastructure import logging
-from agentmesh.wiring import build
+from agentmesh.cli.main import main
 
 
 def consuming(**_: Any) -> None:
-    """Tell the test that this worker now takes messages."""
     (Path(os.environ["STORY_HOME"]) / f"consuming-{os.getpid()}").touch()
 
 
-def main(kind: str, pool: str, concurrency: str) -> int:
-    signals.worker_ready.connect(consuming)
-    logging.configure(format="text")
-    return build().work(kind, pool=pool, concurrency=int(concurrency))  # type: ignore[arg-type]
-
-
 if __name__ == "__main__":
-    sys.exit(main(*sys.argv[1:]))
+    signals.worker_ready.connect(consuming)
+    kind, pool, concurrency = sys.argv[1:]
+    main(["worker", kind, "--pool", pool, "--concurrency", concurrency])
