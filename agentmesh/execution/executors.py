@@ -207,7 +207,7 @@ class Executor:
     def _conclude(self, at: Position, result: StepResult, draft: Draft) -> Position | None:
         """Handle the result and land the verdict with everything it means."""
         if at.failures >= at.policy.callback_attempts and at.phase == "callback":
-            return self._broke(at, draft, at.last_failure(), callback=True, spent=True)
+            return self._broke(at, draft, at.last_failure(), callback=True, spent=True, result=result.value)
         decision = self._decide(at, Joined(result.ok))
         if isinstance(decision, Fail):
             return self._end(at, draft, Fail(_first(result) or decision.failure), status="failed")
@@ -228,7 +228,7 @@ class Executor:
                 decision = Fail(_first(result) or decision.failure)
             child = self._child(at, decision)
         except Exception as exc:  # noqa: BLE001 - whatever a handler raises is its callback's failure
-            return self._broke(at, draft, failure_of(exc, code="E_CALLBACK"), callback=True)
+            return self._broke(at, draft, failure_of(exc, code="E_CALLBACK"), callback=True, result=result.value)
         draft.event("REASONER_FEEDBACK", ok=result.ok)
         if memory:
             draft.memory += memory
@@ -270,7 +270,8 @@ class Executor:
     # --- ends -----------------------------------------------------------------------------------------------------
 
     def _broke(
-        self, at: Position, draft: Draft, failure: Failure, *, callback: bool = False, spent: bool = False
+        self, at: Position, draft: Draft, failure: Failure, *, callback: bool = False, spent: bool = False,
+        result: Json = None,
     ) -> Position | None:
         """The reasoner or the callback failed: once more after a back-off, or the end its policy says.
 
@@ -278,7 +279,7 @@ class Executor:
         """
         own = callback == (at.phase == "callback")  # else it ran in the same commit as what it handles
         failures = (at.failures if own else 0) + (0 if spent else 1)
-        decision = self._decide(at, Broke(failure, failures, callback))
+        decision = self._decide(at, Broke(failure, failures, callback), result=result)
         if own:
             draft.ends(at.attempt_id, "released" if spent else "failed", failure.as_json())
         draft.event("EXEC_ROLLBACK", error=failure.as_json(), failures=failures)

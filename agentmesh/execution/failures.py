@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from agentmesh.errors import MeshError, Permanent, Retry
+from agentmesh.errors import BadJson, MeshError, Permanent, Retry
 from agentmesh.records import Failure
 
 PERMANENT = frozenset({
@@ -16,7 +16,7 @@ def failure_of(exc: BaseException, *, code: str) -> Failure:
     match exc:
         case MeshError():
             detail = {"value": exc.value, "expected": exc.expected}
-            return Failure(exc.code, exc.what, permanent=exc.code in PERMANENT, detail=detail)
+            return Failure(exc.code, exc.what, permanent=exc.code in PERMANENT or isinstance(exc, BadJson), detail=detail)
         case Permanent():
             return Failure(code, str(exc) or "permanent failure", permanent=True, detail={"type": "Permanent"})
         case Retry():

@@ -3,6 +3,8 @@
 S26 too: which statements of a full run do not name their tenant.
 """
 
+# ruff: noqa: E501 - one corruption a line
+
 import psycopg
 import pytest
 

@@ -1,0 +1,313 @@
+"""Executors on real rows: every way a step may go, event by event."""
+
+import itertools
+
+import pytest
+
+from agentmesh import Verdict, define_agent, register_tool
+from agentmesh.errors import Permanent, Retry
+from agentmesh.execution.callbacks import HANDLERS, register_callback
+
+AT_ONCE = {"base_s": 0, "cap_s": 0}
+
+
+@pytest.fixture(autouse=True)
+def handlers():
+    yield HANDLERS
+    HANDLERS.clear()
+
+
+def bodies(lab, trace, name):
+    return [one["body"] for one in lab.mesh.trace_writer.get(trace.id) if one["name"] == name]
+
+
+def error(lab, trace):
+    return (lab.trace(trace)["error"] or {}).get("code")
+
+
+def done(lab, *actions, **options):
+    trace = lab.start(*actions, **options)
+    lab.drain()
+    return trace
+
+
+# --- events
+
+
+OPENING = ["BIR_DISPATCH", "ACP_RECEIVE", "RUN_ONCE_START", "EXEC_START"]
+CLOSING = ["REASONER_FEEDBACK", "MEMORY_WRITE", "CALLBACK_RESULT", "CALLBACK_NEXT_ACTION", "EXEC_DONE"]
+
+
+def test_an_answer_is_these_events_in_this_order(lab):
+    trace = done(lab, {"answer": 1})
+    assert lab.events(trace) == [*OPENING, "REASONER_ACTION", *CLOSING]
+
+
+def test_a_fan_out_is_these_events_in_this_order(lab):
+    trace = done(lab, {"tools": ["work", {"tool": "work", "as": "b"}], "strategy": "parallel"})
+    assert lab.events(trace) == [*OPENING, "REASONER_ACTION", "TOOL_DISPATCH", "TOOL_EXEC", "TOOL_EXEC", *CLOSING]
+
+
+def test_an_inline_step_is_the_same_events(lab):
+    trace = done(lab, {"tools": ["quick"]})
+    assert lab.events(trace) == [*OPENING, "REASONER_ACTION", "TOOL_DISPATCH", "TOOL_EXEC", *CLOSING]
+    assert not lab.bells.waiting
+
+
+def test_a_failed_fallback_is_told_with_what_replaced_it(lab):
+    trace = done(lab, {"tools": ["boom", "work"], "strategy": "fallback"})
+    assert lab.events(trace)[5:8] == ["TOOL_DISPATCH", "TOOL_FAIL", "TOOL_EXEC"]
+    [fail] = bodies(lab, trace, "TOOL_FAIL")
+    assert (fail["tool"], fail["error"]["code"]) == ("boom", "E_TOOL")
+
+
+def test_record_trace_false_drops_payloads_and_never_an_event(lab):
+    action = {"tools": [{"tool": "work", "args": {"n": 41}}]}
+    loud, quiet = done(lab, action), done(lab, action, policy={"record_trace": False})
+    assert lab.events(quiet) == lab.events(loud)
+    assert "action" in bodies(lab, loud, "REASONER_ACTION")[0]
+    assert bodies(lab, quiet, "REASONER_ACTION") == [{}]
+    assert "41" not in str([bodies(lab, quiet, name) for name in set(lab.events(quiet))])
+    assert bodies(lab, quiet, "CALLBACK_NEXT_ACTION") == [{"verdict": "finish"}]
+
+
+# --- strategies and results
+
+
+@pytest.mark.parametrize(("action", "result"), [
+    ({"tools": ["work", {"tool": "work", "as": "b", "args": {"n": 4}}], "strategy": "serial"}, 5),
+    ({"tools": ["work", {"tool": "work", "as": "b", "args": {"n": 4}}], "strategy": "parallel"}, {"work": 1, "b": 5}),
+    ({"tools": ["boom", {"tool": "work", "args": {"n": 4}}], "strategy": "fallback"}, 5),
+    ({"tools": [["boom", "work"], [{"tool": "work", "as": "c", "args": {"n": 2}}]]}, {"work": 1, "c": 3}),
+    ({"tools": ["quick", {"tool": "quick", "as": "b", "args": {"n": 4}}], "strategy": "serial"}, 5),
+    ({"tools": ["quick", {"tool": "quick", "as": "b", "args": {"n": 4}}], "strategy": "parallel"}, {"quick": 1, "b": 5}),
+    ({"tools": ["shaky", {"tool": "quick", "args": {"n": 4}}], "strategy": "fallback"}, 5),
+    ({"tools": ["quick", {"tool": "work", "as": "b", "args": {"n": 4}}], "strategy": "parallel"}, {"quick": 1, "b": 5}),
+    ({"tools": ["boom", "work"], "strategy": "parallel", "require": "any"}, {"work": 1}),
+    ({"tools": ["boom", "work", {"tool": "work", "as": "b"}], "strategy": "parallel", "require": 2}, {"work": 1, "b": 1}),
+])  # fmt: skip
+def test_a_step_results_in_what_its_strategy_says(lab, action, result):
+    from agentmesh.records import Ring
+
+    trace = done(lab, action)
+    for _ in range(3):
+        waiting = [one for one in lab.calls(trace) if one["status"] == "ready"]
+        lab.bells.ring([Ring("call", one["id"], one["epoch"], one["queue"], one["task"], trace.id) for one in waiting])
+        lab.drain()
+    assert trace.result(0) == result
+
+
+def test_the_executor_chooses_the_strategy_of_an_action_that_names_none(make_lab, tools):
+    register_tool("work", registry=tools)(lambda: 1)
+    lab = make_lab(executor="parallel")
+    assert done(lab, {"tools": ["work"]}).result(0) == {"work": 1}
+    assert lab.steps(lab.mesh.trace(lab.rows("SELECT id FROM mesh.traces")[0]["id"]))[1]["action"] == {
+        "strategy": "parallel"
+    }
+
+
+def test_results_too_large_for_a_row_arrive_whole(make_lab, tools):
+    @register_tool("large", registry=tools)
+    def large() -> str:
+        return "x" * 100_000
+
+    @register_tool("length", registry=tools)
+    def length(ctx) -> int:
+        return len(ctx.results["large"])
+
+    lab = make_lab()
+    trace = done(lab, {"tools": ["large", "length"], "strategy": "serial"}, {"tools": ["large"]},
+                 policy={"trigger_next_action": True})  # fmt: skip
+    assert trace.result(0) == {"large": "x" * 100_000, "length": 100_000}
+    assert lab.calls(trace)[0]["result"].keys() == {"$blob"}
+
+
+# --- what a reasoner may not do (each fails the trace with its own code; neighbours finish)
+
+
+@pytest.mark.parametrize(("action", "code"), [
+    ({"tools": ["wrok"]}, "E_TOOL_UNKNOWN"), ({"tools": ["other"]}, "E_FORBIDDEN"),
+    ({"tools": [{"tool": "work", "args": {"n": "1"}}]}, "E_ARGUMENTS"), ({"answer": 1, "tools": ["work"]}, "E_ACTION"),
+    ({}, "E_ACTION"), ({"tools": []}, "E_ACTION"), ({"tools": ["work"], "goto": "x"}, "E_ACTION"), ("finish", "E_ACTION"),
+    ({"tools": ["work"], "strategy": "best"}, "E_ACTION"), ({"tools": ["work"], "require": 2}, "E_ACTION"),
+    ({"tools": ["work", "work"], "strategy": "parallel"}, "E_ACTION"), ({"tools": ["needs-more"]}, "E_FORBIDDEN"),
+    (None, "E_ACTION"),
+])  # fmt: skip
+def test_s15_an_action_out_of_bounds_fails_its_trace_alone(make_lab, tools, action, code):
+    @register_tool("work", registry=tools)
+    def work(n: int = 0) -> int:
+        return n
+
+    register_tool("other", registry=tools)(lambda: 1)
+    register_tool("needs-more", registry=tools, needs=["money:spend"])(lambda: 1)
+    lab = make_lab(tools=["work", "needs-more"], grants=[])
+    bad, good = lab.start(action), lab.start({"tools": ["work"]})
+    lab.drain()
+    assert (bad.status(), error(lab, bad)) == ("failed", code)
+    assert good.result(0) == 0
+    assert lab.calls(bad) == []
+    assert lab.events(bad)[-1] == "EXEC_FAIL"
+
+
+def test_too_many_calls_are_refused(make_lab, tools):
+    register_tool("work", registry=tools)(lambda: 1)
+    lab = make_lab()
+    trace = done(lab, {"tools": [{"tool": "work", "as": f"r{n}"} for n in range(10_001)], "strategy": "parallel"})
+    assert error(lab, trace) == "E_ACTION"
+
+
+def reasoner_of(outcomes):
+    left = list(outcomes)
+
+    def decide(session):
+        one = left.pop(0)
+        if isinstance(one, Exception):
+            raise one
+        return one
+
+    return decide
+
+
+def again(lab, trace):
+    while trace.status() == "running":
+        lab.bells.waiting.append(lab.ring(trace))
+        lab.drain()
+
+
+def test_a_reasoner_that_raises_is_asked_again_and_then_fails_the_trace(make_lab, tools):
+    lab = make_lab(reasoner=reasoner_of([ValueError("1"), ValueError("2"), {"answer": "at last"}]))
+    trace = done(lab, policy={"backoff": AT_ONCE})
+    again(lab, trace)
+    assert trace.result(0) == "at last"
+    assert lab.outcomes(trace, "reason") == ["failed", "failed", "won"]
+    assert lab.events(trace).count("EXEC_ROLLBACK") == 2
+
+
+@pytest.mark.parametrize(("raised", "asked"), [(ValueError("x"), 3), (Permanent("never"), 1)])
+def test_a_reasoner_that_always_raises_fails_after_its_attempts(make_lab, tools, raised, asked):
+    lab = make_lab(reasoner=reasoner_of([raised] * 9))
+    trace = done(lab, policy={"backoff": AT_ONCE})
+    again(lab, trace)
+    assert (trace.status(), error(lab, trace)) == ("failed", "E_REASONER")
+    assert len(lab.attempts(trace, "reason")) == asked
+
+
+def test_a_reasoner_that_says_when_is_asked_then(make_lab, tools):
+    lab = make_lab(reasoner=reasoner_of([Retry("busy", after=300), {"answer": 1}]))
+    trace = done(lab)
+    left = lab.rows("SELECT extract(epoch FROM wake_at - clock_timestamp()) AS s FROM mesh.steps")[0]["s"]
+    assert 290 < left <= 300
+    assert lab.trace(trace)["worker_id"] is None
+    lab.shift(301)
+    again(lab, trace)
+    assert trace.result(0) == 1
+
+
+# --- policies
+
+
+def test_policies_merge_in_rising_order_and_the_result_is_recorded(make_lab, tools):
+    lab = make_lab(policy={"reasoner_attempts": 7, "callback_attempts": 6}, max_steps=50)
+    trace = done(lab, {"answer": 1}, policy={"callback_attempts": 2})
+    recorded = lab.trace(trace)["policy"]
+    assert (recorded["reasoner_attempts"], recorded["callback_attempts"], recorded["max_steps"]) == (7, 2, 50)
+    assert recorded["reasoner_timeout_s"] == 120.0
+
+
+def test_tool_limits_of_the_policy_override_the_tools_own_but_never_for_once(lab):
+    trace = lab.open("fallible", "twice", strategy="parallel", policy={"tool_attempts": 9, "tool_timeout_s": 5})
+    by_tool = {one["tool"]: one for one in lab.calls(trace)}
+    assert (by_tool["fallible"]["max_attempts"], by_tool["fallible"]["timeout_s"]) == (9, 5)
+    assert by_tool["twice"]["max_attempts"] == 1
+
+
+# --- delegation
+
+
+@pytest.fixture
+def relay(make_mesh, tools, database_url):
+    """relay(hops, grants) -> (lab, trace): agents a0 … an, each handing on to the next and asking for more."""
+
+    def make(hops, needs, **options):
+        @register_callback("hand-on")
+        def hand_on(result, session):
+            at = int(session.agent[1:])
+            if at < hops:
+                return Verdict(kind="delegate", to=f"a{at + 1}", intent="go", payload={"at": at + 1})
+            return None
+
+        for name, need in needs.items():
+            register_tool(name, registry=tools, needs=[need])(lambda: 1)
+        agents = [
+            define_agent(f"a{n}", reasoner=lambda s: {"answer": s.agent}, tools=list(needs),
+                         grants=["*"] if n % 2 == 0 else ["data:read", "more:write"], policy={"callbacks": ["hand-on"]})
+            for n in range(min(hops, 20) + 1)
+        ]  # fmt: skip
+        mesh, bells = make_mesh(*agents)
+        trace = mesh.router.dispatch("go", "tester", "a0", "c-1", {}, **options)
+        bells.drain(mesh)
+        return mesh, trace
+
+    return make
+
+
+@pytest.fixture
+def rows(database_url):
+    import psycopg
+    from psycopg.rows import dict_row
+
+    def read(sql):
+        with psycopg.connect(database_url, row_factory=dict_row) as connection:
+            return connection.execute(sql).fetchall()
+
+    return read
+
+
+def test_a_delegated_trace_is_a_child_in_the_same_context_that_nobody_waits_for(relay, rows):
+    mesh, trace = relay(1, {})
+    parent, child = rows("SELECT * FROM mesh.traces ORDER BY depth")
+    assert (child["parent_id"], child["root_id"], child["context_id"]) == (parent["id"], parent["id"], "c-1")
+    assert (child["from_id"], child["agent"], child["payload"]) == ("a0", "a1", {"at": 1})
+    assert trace.result(0) == "a0"
+    assert child["result"] == "a1"
+    names = [one["name"] for one in mesh.trace_writer.get(trace.id)]
+    assert names[-2:] == ["EXEC_DELEGATE", "EXEC_DONE"]
+    assert len(rows("SELECT 1 FROM mesh.envelopes")) == 2
+
+
+def test_s12_permissions_only_shrink_over_five_hops(relay, rows):
+    needs = {"reader": "data:read", "writer": "more:write", "admin": "root:all"}
+    relay(5, needs)
+    held = [set(row["permissions"]) for row in rows("SELECT permissions FROM mesh.traces ORDER BY depth")]
+    assert len(held) == 6
+    assert held[0] == {"data:read", "more:write", "root:all"}
+    assert all(later <= earlier for earlier, later in itertools.pairwise(held))
+    assert held[2] == {"data:read", "more:write"}
+
+
+def test_s12_a_child_gets_no_permission_that_the_producer_withheld(relay, rows):
+    relay(2, {"reader": "data:read", "writer": "more:write"}, permissions=["data:read"])
+    assert {tuple(row["permissions"]) for row in rows("SELECT permissions FROM mesh.traces")} == {("data:read",)}
+
+
+def test_a_delegation_past_sixteen_hops_is_refused(relay, rows):
+    relay(18, {})
+    traces = rows("SELECT depth, status, error FROM mesh.traces ORDER BY depth")
+    assert traces[-1]["depth"] == 16
+    assert (traces[-1]["status"], traces[-1]["error"]["code"]) == ("failed", "E_DEPTH")
+
+
+def test_a_delegation_to_an_unknown_agent_fails_and_leaves_no_child(lab):
+    register_callback("lost")(lambda result, session: Verdict(kind="delegate", to="nobody", intent="go"))
+    trace = done(lab, {"answer": 1}, policy={"callbacks": ["lost"]})
+    assert error(lab, trace) == "E_AGENT_UNKNOWN"
+    assert len(lab.rows("SELECT 1 FROM mesh.traces")) == 1
+
+
+# --- a deploy changes no running trace
+
+
+def test_a_trace_follows_the_plan_it_is_pinned_to(lab):
+    trace = lab.open("work")
+    assert lab.trace(trace)["plan_hash"] == lab.mesh.runtime("puppet").agent.plan.hash
+    assert lab.rows("SELECT count(*) AS n FROM mesh.plans")[0]["n"] == 1
