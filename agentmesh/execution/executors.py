@@ -130,7 +130,8 @@ class Executor:
 
     def _dispatch(self, at: Position, draft: Draft, action: Action, step: NewStep, plan: Dispatch) -> Position | None:
         """End the reason step and open the tools step: on this worker when all of it is inline, else as a chord."""
-        draft.step(status="done", action=action.model_dump(mode="json"))
+        # the calls hold the arguments; nothing runs from what this done step keeps of them
+        draft.step(status="done", action=self.parts.redact(action.model_dump(mode="json")))
         draft.ends(at.attempt_id, "won")
         made = replace(
             step, status="running" if plan.inline else "waiting", require=plan.require, need=plan.need, slots=plan.slots,

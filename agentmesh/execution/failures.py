@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from agentmesh.errors import BadJson, MeshError, Permanent, Retry
+from agentmesh.infrastructure.logging import redact
 from agentmesh.records import Failure
 
 PERMANENT = frozenset({
@@ -12,7 +15,12 @@ PERMANENT = frozenset({
 
 
 def failure_of(exc: BaseException, *, code: str) -> Failure:
-    """What is recorded of `exc`; `code` is for exceptions that are not ours."""
+    """What is recorded of `exc`, without the secrets its text may hold; `code` is for exceptions that are not ours."""
+    said = _said(exc, code)
+    return replace(said, message=redact(said.message), detail=redact(said.detail))
+
+
+def _said(exc: BaseException, code: str) -> Failure:
     match exc:
         case MeshError():
             detail = {"value": exc.value, "expected": exc.expected}

@@ -58,7 +58,7 @@ AGENTS = {
     """,
     "runner": """
         agent: runner-{tag}
-        tools: [slow, once, stubborn, rate]
+        tools: [slow, once, stubborn, rate, rude]
         grants: ["data:*"]
         policy: {{on_fail: callback}}
         reasoner: {{python: "story_parts:Runner"}}

@@ -136,6 +136,14 @@ def stubborn(ctx: ToolContext, gate: str) -> str:
     return f"attempt {ctx.attempt}"
 
 
+@register_tool("rude", needs=["data:read"], queue=TAG, attempts=1)
+def rude(ctx: ToolContext, api_key: str) -> str:
+    """Fails, and says in its error what it should not."""
+    ran(ctx)
+    secret = os.environ["STORY_CANARY"]
+    raise RuntimeError(f"cannot reach amqp://guest:{secret}@broker.example/ with password={secret}, token={secret}")
+
+
 class Runner(ReasonerBase):
     """Calls the tools its payload names, or answers what it was given."""
 
