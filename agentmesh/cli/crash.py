@@ -12,6 +12,7 @@ from uuid import UUID
 
 from agentmesh.cli.children import Children
 from agentmesh.cli.output import say, table
+from agentmesh.cli.session import plain
 
 if TYPE_CHECKING:
     from agentmesh.cli.demo import Stage
@@ -69,6 +70,8 @@ class Crash:
         if ended < share * self.total or name not in health.alive(stage.mesh.db):
             return
         held = health.held_by(stage.mesh.db, stage.mesh.tenant, name)
+        if not held and ended < (share + 0.1) * self.total:
+            return  # sooner or later it is in the middle of something
         pid = self.children.kill(name)
         again = f"{name}-again"
         self.children.start(kind, again)
@@ -81,7 +84,6 @@ class Crash:
         """The books, from the database."""
         import psycopg
 
-        from agentmesh.cli.demo import plain
         from agentmesh.demo import tables
         from agentmesh.observation import runs
         from agentmesh.state import invariants

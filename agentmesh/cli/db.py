@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from agentmesh.cli.output import document, pairs, say
-from agentmesh.cli.session import Json, opened
+from agentmesh.cli.session import Json, opened, plain
 
 app = typer.Typer(name="db", help="The database's schema.", no_args_is_help=True)
 
@@ -24,9 +24,8 @@ def upgrade(
     with opened(ctx, migrated=False) as mesh:
         seen = migrate.status(mesh.database_url)
         if seen["missing"]:
-            say(
-                f"from {seen['at'] or 'nothing'}: {', '.join(seen['missing'])}; each table that a script alters is locked until it ends"
-            )
+            say(f"from {seen['at'] or 'nothing'}: {', '.join(seen['missing'])}")
+            say("each table that a script alters is locked until the script ends")
         applied = [] if dry_run else migrate.upgrade(mesh.database_url)
     if as_json:
         document("db", at=seen["at"] if dry_run else seen["newest"], newest=seen["newest"], applied=applied)
@@ -66,7 +65,7 @@ def check(ctx: typer.Context, as_json: Json = False) -> None:
     from agentmesh.errors import SchemaDrift
     from agentmesh.state import catalog
 
-    with opened(ctx) as mesh, psycopg.connect(mesh.database_url.replace("+psycopg", "")) as connection:
+    with opened(ctx) as mesh, psycopg.connect(plain(mesh)) as connection:
         found = catalog.drift(connection)
     if as_json:
         document("drift", same=not found, differences=found)

@@ -20,11 +20,12 @@ import typer
 
 from agentmesh.cli.children import Children
 from agentmesh.cli.output import console, document, is_terminal, say, span
-from agentmesh.cli.session import Given, Json, quiet_log, settings_of
+from agentmesh.cli.session import Given, Json, plain, quiet_log, settings_of
 
 if TYPE_CHECKING:
     from agentmesh.demo.data import Message
     from agentmesh.demo.summary import Summary
+    from agentmesh.infrastructure.settings import Settings
     from agentmesh.wiring import Mesh
 
 WORKERS = (
@@ -90,53 +91,54 @@ def staged(
     ctx: typer.Context, given: Given, messages: list[Message], since: float, home: Path | None
 ) -> Iterator[Stage]:
     """Database, schema, tables and workers are there; afterwards everything this started is gone but the data."""
-    from agentmesh.demo import agents
-    from agentmesh.infrastructure import migrate
+    from agentmesh.demo.agents import HOME, TOOLS
     from agentmesh.records import new_id
-    from agentmesh.wiring import build, embedded_started
 
     quiet_log()
-    settings = settings_of(ctx, {"mesh.home": home and home.absolute(), "tools.imports": agents.TOOLS,
-                                 "agents.paths": str(agents.HOME), "agents.policies": ""})  # fmt: skip
-    mesh = build(settings)
+    flags = {
+        "mesh.home": home and home.absolute(),
+        "tools.imports": TOOLS,
+        "agents.paths": str(HOME),
+        "agents.policies": "",
+    }
+    settings = settings_of(ctx, flags)
     environ = os.environ | {
-        "AGENTMESH_HOME": str(settings.mesh.home.absolute()), "AGENTMESH_TOOLS_IMPORTS": agents.TOOLS,
-        "AGENTMESH_AGENTS_PATHS": str(agents.HOME), "AGENTMESH_AGENTS_POLICIES": "", "AGENTMESH_LOG_FORMAT": "text",
+        "AGENTMESH_HOME": str(settings.mesh.home.absolute()), "AGENTMESH_TOOLS_IMPORTS": TOOLS,
+        "AGENTMESH_AGENTS_PATHS": str(HOME), "AGENTMESH_AGENTS_POLICIES": "", "AGENTMESH_LOG_FORMAT": "text",
     }  # fmt: skip
     options = ["--config", str(given.config.absolute())] if given.config else []
-    started = False
+    with Children(settings.mesh.home.absolute() / "logs", environ, options) as children:
+        for kind, name in WORKERS[:2]:  # they import while the database starts; the others come when these work
+            children.start(kind, name)
+        with _database(settings) as mesh:
+            stage = Stage(mesh, children, messages, f"run-{new_id().hex[-8:]}", since)
+            wait_for_workers(stage, [name for _, name in WORKERS[:2]])
+            yield stage
+            children.stop()  # before their database
+
+
+@contextmanager
+def _database(settings: Settings) -> Iterator[Mesh]:
+    """It runs, is migrated, and the past cases are in it."""
+    import psycopg
+
+    from agentmesh.demo import tables
+    from agentmesh.infrastructure import migrate
+    from agentmesh.wiring import build, embedded_started
+
+    say("starting a PostgreSQL of its own …" if settings.database.url is None else "using the configured database …")
+    mesh, started = build(settings), False
     try:
-        say(
-            "starting a PostgreSQL of its own …" if settings.database.url is None else "using the configured database …"
-        )
         started = embedded_started(mesh)
         migrate.upgrade(mesh.database_url)
-        with Children(settings.mesh.home.absolute() / "logs", environ, options) as children:
-            stage = Stage(mesh, children, messages, f"run-{new_id().hex[-8:]}", since)
-            _prepare(stage)
-            yield stage
+        say("loading past cases …")
+        with psycopg.connect(plain(mesh)) as connection:
+            tables.prepare(connection)
+        yield mesh
     finally:
         mesh.close()
         if started:
             mesh.embedded.stop()
-
-
-def _prepare(stage: Stage) -> None:
-    """Half of the workers start while the past cases are loaded, the others when these are at work."""
-    import psycopg
-
-    from agentmesh.demo import tables
-
-    for kind, name in WORKERS[:2]:
-        stage.children.start(kind, name)
-    say("loading past cases while two workers start …")
-    with psycopg.connect(plain(stage.mesh)) as connection:
-        tables.prepare(connection)
-    wait_for_workers(stage, [name for _, name in WORKERS[:2]])
-
-
-def plain(mesh: Mesh) -> str:
-    return mesh.database_url.replace("+psycopg", "")
 
 
 def wait_for_workers(stage: Stage, names: Sequence[str]) -> None:

@@ -28,8 +28,8 @@ LOOK_S = 0.1
 SHORT = 60
 MARKS = {
     "done": ("✓", "ok", "green"), "won": ("✓", "ok", "green"), "failed": ("✗", "FAIL", "red"),
-    "timeout": ("✗", "FAIL", "red"), "lost": ("✗", "LOST", "red"), "cancelled": ("–", "stopped", "yellow"),
-    "stale": ("–", "stale", "yellow"), "released": ("–", "released", "yellow"), "superseded": ("–", "superseded", "dim"),
+    "timeout": ("✗", "FAIL", "red"), "lost": ("✗", "LOST", "red"), "cancelled": ("-", "stopped", "yellow"),
+    "stale": ("-", "stale", "yellow"), "released": ("-", "released", "yellow"), "superseded": ("-", "superseded", "dim"),
     "held": ("·", "held", "dim"),
 }  # fmt: skip
 
@@ -64,7 +64,7 @@ def _child(child: Row) -> Node:
 
 
 def _step(step: Row, seen: Timeline) -> Node:
-    times = f" ×{step['iteration']}" if step["iteration"] > 1 else ""
+    times = f" #{step['iteration']}" if step["iteration"] > 1 else ""
     said = f" → {_short(step['output'])}" if step["output"] is not None and step["kind"] != "tools" else ""
     made = Node(step["status"], f"{step['ordinal']} {step['node']}{times} · {span(step['seconds'])}{said}")
     calls = [one for one in seen.calls if one["step_id"] == step["id"]]

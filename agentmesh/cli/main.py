@@ -7,6 +7,7 @@ unreachable, 6 integrity, 7 waited too long, 130 interrupted. With --json an err
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import sys
 from pathlib import Path
@@ -51,6 +52,7 @@ def options(
     ] = False,
 ) -> None:
     """Agents that do real work on Celery and Postgres."""
+    del version  # its callback has done it
     ctx.obj = Given(config, debug)
 
 
@@ -58,6 +60,9 @@ def main(args: list[str] | None = None) -> None:
     """Run one verb, and exit with its code."""
     given = sys.argv[1:] if args is None else args
     code = 0
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a terminal that knows ASCII only is no error
     try:
         returned = app(args=given, prog_name="agentmesh", standalone_mode=False)
         code = returned if isinstance(returned, int) else 0

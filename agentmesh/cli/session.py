@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from agentmesh.infrastructure.settings import Settings
     from agentmesh.wiring import Mesh
 
+MAX_FILE_BYTES = 256 << 20  # what is too large for a payload is refused as such, by its own rule
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
 
 
@@ -63,6 +64,11 @@ def require_migrated(mesh: Mesh) -> None:
         raise
 
 
+def plain(mesh: Mesh) -> str:
+    """The database's URL as libpq reads it."""
+    return mesh.database_url.replace("+psycopg", "")
+
+
 def quiet_log() -> None:
     """A verb says what it has to say itself: of the log only what is wrong."""
     from agentmesh.infrastructure.logging import configure
@@ -85,10 +91,10 @@ def read_json(text: str, what: str) -> Any:
     from agentmesh.infrastructure import jsontext
 
     if text == "@-":
-        return jsontext.loads(sys.stdin.read(), what=what)
+        return jsontext.loads(sys.stdin.buffer.read(), what=what, max_bytes=MAX_FILE_BYTES)
     if text.startswith("@"):
         try:
-            return jsontext.loads(Path(text[1:]).read_bytes(), what=what)
+            return jsontext.loads(Path(text[1:]).read_bytes(), what=what, max_bytes=MAX_FILE_BYTES)
         except OSError as exc:
             raise Mistake(f"{what} cannot be read: {exc.strerror}", value=text[1:], expected="a file of JSON") from None
     return jsontext.loads(text, what=what)

@@ -4,15 +4,22 @@ from __future__ import annotations
 
 import os
 import sys
+import threading
+import time
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from agentmesh.cli.session import Json, loud_log, settings_of
+from agentmesh.errors import DatabaseNotMigrated, DatabaseUnreachable
+
+if TYPE_CHECKING:
+    from agentmesh.wiring import Mesh
 
 Kind = Literal["agents", "tools", "all"]
 Pool = Literal["threads", "prefork", "solo"]
+PATIENCE_S = 60.0
 
 
 def worker(
@@ -35,10 +42,24 @@ def worker(
     import_from_here()
     mesh = build(settings)
     try:
+        if parent is not None:
+            _wait_for_database(mesh)
         code = mesh.work(kind, name=name, pool=pool, concurrency=concurrency)
     finally:
         mesh.close()
     raise typer.Exit(code)
+
+
+def _wait_for_database(mesh: Mesh) -> None:
+    """The parent is starting it: importing takes as long, and both go on at once."""
+    end = time.monotonic() + PATIENCE_S
+    while True:
+        try:
+            return mesh.require_migrated()
+        except (DatabaseUnreachable, DatabaseNotMigrated):
+            if time.monotonic() > end:
+                raise
+        threading.Event().wait(0.1)
 
 
 def import_from_here() -> None:

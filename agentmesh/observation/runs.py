@@ -44,7 +44,8 @@ SELECT
  (SELECT count(*) FROM run WHERE parent_id IS NOT NULL) AS children,
  (SELECT count(*) FROM run WHERE parent_id IS NOT NULL AND status = 'done') AS children_done,
  (SELECT count(*) FROM run WHERE status NOT IN ('done', 'failed', 'cancelled')) AS open,
- (SELECT count(*) FROM mesh.calls c JOIN run r ON r.id = c.trace_id WHERE c.tenant_id = %(tenant)s AND c.status = 'done') AS calls_done,
+ (SELECT count(*) FROM mesh.calls c JOIN run r ON r.id = c.trace_id
+   WHERE c.tenant_id = %(tenant)s AND c.status = 'done') AS calls_done,
  (SELECT count(*) FROM won) AS calls_won,
  (SELECT count(*) FROM won WHERE n > 1) AS calls_twice,
  (SELECT count(*) FROM ends WHERE n > 1) AS ended_twice,

@@ -1,0 +1,115 @@
+"""trace list and trace show: tables, trees, events, and ids by their beginnings."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+Cli = Callable[..., Any]
+
+
+def worked(lab: Any, *tools: str, **options: Any) -> Any:
+    trace = lab.start({"tools": list(tools)}, **options)
+    lab.drain()
+    return trace
+
+
+def test_traces_are_listed_newest_first_one_tab_separated_line_each(mesh_cli: Cli, lab: Any) -> None:
+    first, second = worked(lab, "work"), worked(lab, "boom")
+    ran = mesh_cli("trace", "list")
+    cells = [line.split("\t") for line in ran.out.splitlines()]
+    assert [row[0] for row in cells] == [str(second.id), str(first.id)]
+    assert [row[1] for row in cells] == ["failed", "done"]
+    assert cells[0][6].endswith("Z")
+
+
+def test_a_filter_and_a_limit_narrow_the_list(mesh_cli: Cli, lab: Any) -> None:
+    first, second = worked(lab, "work"), worked(lab, "work")
+    worked(lab, "boom")
+    ran = mesh_cli("trace", "list", "--filter", "status:done agent:puppet", "--limit", 1, "--json")
+    assert ran.json["schema"] == "agentmesh.traces/1"
+    assert [one["id"] for one in ran.json["traces"]] == [str(second.id)]
+    older = mesh_cli("trace", "list", "--filter", "status:done", "--before", second.id, "--json")
+    assert [one["id"] for one in older.json["traces"]] == [str(first.id)]
+
+
+def test_a_filter_that_is_none_says_which_there_are(mesh_cli: Cli, lab: Any) -> None:
+    ran = mesh_cli("trace", "list", "--filter", "colour:red", "--json")
+    assert (ran.code, ran.problem["code"]) == (2, "E_USAGE")
+    assert "status:" in ran.problem["expected"]
+
+
+def test_an_empty_list_says_what_fills_it(mesh_cli: Cli, lab: Any) -> None:
+    ran = mesh_cli("trace", "list")
+    assert (ran.code, ran.out) == (0, "")
+    assert "agentmesh submit" in ran.err
+
+
+def test_a_trace_is_drawn_with_its_steps_calls_attempts_and_errors(mesh_cli: Cli, lab: Any) -> None:
+    worked(lab, "work", "boom")
+    ran = mesh_cli("trace", "show", "@last")
+    lines = ran.out.splitlines()
+    assert lines[0].startswith("✗ puppet · work · failed")
+    assert any(line.startswith("    ✓ work") and "→ 1" in line for line in lines)
+    assert any(line.startswith("    ✗ boom") and "E_TOOL" in line for line in lines)
+
+
+def test_an_attempt_that_runs_is_drawn_with_its_worker_and_progress(mesh_cli: Cli, lab: Any) -> None:
+    trace = lab.open("work")
+    other = lab.worker("elsewhere")
+    lab.claim(lab.calls(trace)[0], other)
+    lab.rows("UPDATE mesh.attempts SET progress = '{\"done\": 3}' WHERE call_id IS NOT NULL")
+    ran = mesh_cli("trace", "show", "@last")
+    assert any(
+        "attempt 1 · running" in line and "elsewhere" in line and '{"done": 3}' in line for line in ran.out.splitlines()
+    )
+
+
+def test_ids_may_be_shortened_to_a_unique_beginning(mesh_cli: Cli, lab: Any) -> None:
+    first, second = worked(lab, "work"), worked(lab, "work")
+    common = len([1 for a, b in zip(str(first.id), str(second.id), strict=True) if a == b])
+    assert str(first.id) in mesh_cli("trace", "show", str(first.id)[:-1]).out
+    ran = mesh_cli("trace", "show", str(first.id)[:4], "--json")
+    assert (ran.code, ran.problem["code"]) == (2, "E_AMBIGUOUS")
+    assert common > 4
+
+
+def test_an_id_that_nobody_has_is_not_found(mesh_cli: Cli, lab: Any) -> None:
+    for given in ("ffff", "not-an-id", "@last"):
+        ran = mesh_cli("trace", "show", given, "--json")
+        assert (ran.code, ran.problem["code"]) == (3, "E_TRACE_UNKNOWN")
+
+
+def test_events_are_one_line_each(mesh_cli: Cli, lab: Any) -> None:
+    trace = worked(lab, "work")
+    ran = mesh_cli("trace", "show", trace.id, "--events")
+    names = [line.split("\t")[2] for line in ran.out.splitlines()]
+    assert names == lab.events(trace)
+
+
+def test_json_has_everything_under_the_trace(mesh_cli: Cli, lab: Any) -> None:
+    trace = worked(lab, "work")
+    seen = mesh_cli("trace", "show", "@last", "--json").json
+    assert seen["schema"] == "agentmesh.trace/1"
+    assert seen["id"] == str(trace.id)
+    assert [one["tool"] for one in seen["calls"]] == ["work"]
+    assert [one["outcome"] for one in seen["attempts"] if one["call_id"]] == ["won"]
+    assert [one["name"] for one in seen["events"]] == lab.events(trace)
+
+
+def test_following_a_trace_that_has_ended_ends(mesh_cli: Cli, lab: Any) -> None:
+    trace = worked(lab, "work")
+    ran = mesh_cli("trace", "show", "@last", "--follow", "--json")
+    lines = [json.loads(line) for line in ran.out.splitlines()]
+    assert {one["schema"] for one in lines} == {"agentmesh.event/1"}
+    assert [one["name"] for one in lines] == lab.events(trace)
+
+
+def test_s35_control_characters_in_what_tools_say_are_escaped(mesh_cli: Cli, lab: Any) -> None:
+    lab.start({"answer": "\x1b]0;owned\x07\u202etext"}, payload={"text": "\x1b[2J"})
+    lab.drain()
+    for extra in ([], ["--events"], ["--json"]):
+        ran = mesh_cli("trace", "show", "@last", *extra)
+        assert ran.code == 0
+        assert not {"\x1b", "\x07", "\u202e"} & set(ran.out + ran.err)
