@@ -7,6 +7,7 @@ its number in the pool.
 from __future__ import annotations
 
 import socket
+import sys
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -71,6 +72,7 @@ def run_worker(app: Celery, *, name: str, queues: list[str], pool: str, concurre
         hostname=f"{name}@{socket.gethostname()}", quiet=True, pool=pool, concurrency=concurrency, queues=queues, without_gossip=True,
         without_mingle=True, without_heartbeat=False, loglevel="WARNING", optimization="fair",
     )  # fmt: skip
+    sys.__stdout__ = sys.__stderr__  # type: ignore[misc]  # Celery talks there when it ends, and stdout is data
     worker.start()
     code: int = worker.exitcode or 0
     return code

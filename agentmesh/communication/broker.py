@@ -62,7 +62,7 @@ SETTINGS: dict[str, Any] = {
     "task_send_sent_event": False,
     "worker_consumer": "agentmesh.communication.hardening:Door",
     "worker_prefetch_multiplier": 1,
-    "worker_send_task_events": True,
+    "worker_send_task_events": False,  # a seventh of a worker's time; Flower turns them on while it watches
     "worker_disable_rate_limits": True,
     "worker_hijack_root_logger": False,
     "worker_redirect_stdouts": False,

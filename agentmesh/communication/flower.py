@@ -63,7 +63,7 @@ def _start(app: Celery, address: str, port: int, basic_auth: str | None) -> None
     for name in [known for known in os.environ if known.startswith("FLOWER_")]:
         del os.environ[name]
     arguments = [
-        "flower", f"--address={address}", f"--port={port}", "--read_only=true", "--enable_events=false",
+        "flower", f"--address={address}", f"--port={port}", "--read_only=true", "--enable_events=true",
         f"--conf={os.devnull}",
     ]  # fmt: skip
     if basic_auth is not None:

@@ -27,6 +27,7 @@ MAX_MESSAGE_BYTES = 256 * 1024  # an envelope has 64 KiB at most; twice base64 a
 _PLAIN = ("application/data", "application/text")  # kombu trusts these without looking at accept_content
 _CANVAS = ("callbacks", "errbacks", "chain")
 _ORDERS = ("eta", "expires", "timelimit")
+_HARMLESS_CONTROL = ("enable_events",)  # how Flower asks to be told: it says no more than inspect does
 _INSPECT_ONLY_FOR_DEBUGGING = ("objgraph", "memsample", "memdump")
 
 
@@ -49,7 +50,8 @@ def harden(app: Celery, *, on_refused: Callable[[str], None] | None = None) -> N
     for task in (app.Task, *app.tasks.values()):
         task.Request = f"{__name__}:{QuietRequest.__name__}"
     for name, info in list(Panel.meta.items()):
-        if info.type != "inspect" or name in _INSPECT_ONLY_FOR_DEBUGGING:
+        looks = info.type == "inspect" and name not in _INSPECT_ONLY_FOR_DEBUGGING
+        if not looks and name not in _HARMLESS_CONTROL:
             Panel.meta.pop(name)
             Panel.data.pop(name)
             Panel.data.pop(info.alias, None)
