@@ -123,7 +123,8 @@ class Tx:
     def all(self, sql: str, params: Mapping[str, Any] | None = None) -> list[Row]:
         with self.connection.cursor(row_factory=dict_row) as cursor:
             cursor.execute(sql, params)
-            return cursor.fetchall() if cursor.description else []
+            result = cursor.pgresult  # not cursor.description, which makes an object of every column
+            return cursor.fetchall() if result is not None and result.nfields else []
 
     def one(self, sql: str, params: Mapping[str, Any] | None = None) -> Row | None:
         rows = self.all(sql, params)
