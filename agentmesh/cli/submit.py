@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import os
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from agentmesh.cli.output import as_line, document, pairs, say
 from agentmesh.cli.session import Json, opened, read_json
+
+if TYPE_CHECKING:
+    from agentmesh.communication.client import Trace
+    from agentmesh.wiring import Mesh
 
 
 def submit(
@@ -52,11 +56,18 @@ def submit(
                 print(trace.id)
                 say(f"next  agentmesh trace show {trace.id}")
             return
-        from agentmesh.cli.draw import follow
+        code = _wait(mesh, trace, timeout, as_json=as_json)
+    raise typer.Exit(code)
 
-        seen = follow(mesh.db, mesh.tenant, trace.id, timeout=timeout, quiet=as_json)
-        if as_json:
-            document("trace", **seen.trace)
-        elif seen.trace["status"] == "done":
-            print(as_line(trace.result(0)))
-    raise typer.Exit(0 if seen.trace["status"] == "done" else 1)
+
+def _wait(mesh: Mesh, trace: Trace, timeout: float | None, *, as_json: bool) -> int:
+    """Draw it until it ends; the exit code. Raises StillWorking."""
+    from agentmesh.cli.draw import follow
+
+    seen = follow(mesh.db, mesh.tenant, trace.id, timeout=timeout, quiet=as_json)
+    done = seen.trace["status"] == "done"
+    if as_json:
+        document("trace", **seen.trace)
+    elif done:
+        print(as_line(trace.result(0)))
+    return 0 if done else 1

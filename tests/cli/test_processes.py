@@ -107,7 +107,7 @@ def test_dev_starts_works_stops_on_ctrl_c_keeps_its_data_and_survives_kill_9(hom
     assert (code, out.splitlines()[-1]) == (0, '"hello Ada"'), err
     first.send_signal(signal.SIGINT)
     out, err = first.communicate(timeout=60)
-    assert first.returncode == 0, err
+    assert (first.returncode, out) == (0, ""), err
     assert "the data stays" in err
     assert not (home.postgres.data / "postmaster.pid").exists()
 
