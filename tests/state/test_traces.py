@@ -105,6 +105,15 @@ def test_a_step_that_is_not_ready_gives_the_trace_back(lab):
     assert lab.everything() == before
 
 
+def test_a_trace_that_somebody_holds_is_not_taken_even_when_a_step_of_it_is_joined(lab):
+    trace, ring = joined(lab)
+    other = lab.worker()
+    lab.rows("UPDATE mesh.traces SET worker_id = %(w)s", w=other.worker_id)
+    before = lab.everything()
+    assert take(lab, ring) is None
+    assert lab.everything() == before
+
+
 def test_a_step_of_another_epoch_is_not_taken(lab):
     trace, ring = joined(lab)
     before = lab.everything()
