@@ -248,9 +248,10 @@ class Mesh:
         limits = self.settings.limits
         return Parts(
             db=self.db, router=self.tool_router, callback=CallbackHandler(), builder=SessionBuilder(),
-            sessions=SessionManager(self.db), blobs=self.blobs, ring=self.doorbell.ring, chord=self.doorbell.chord,
+            sessions=SessionManager(self.db, self.blobs), blobs=self.blobs, ring=self.doorbell.ring, chord=self.doorbell.chord,
             delegate=lambda held, verdict: self.client.child(held, verdict, depth_limit=limits.delegation_depth),
-            plan=self._pinned, pool=ThreadPoolExecutor(max_workers=self.settings.worker.agents_concurrency, thread_name_prefix="inline"),
+            plan=self._pinned,
+            pool=ThreadPoolExecutor(self.settings.worker.agents_concurrency, thread_name_prefix="inline"),
             redact=redact,
         )  # fmt: skip
 

@@ -69,8 +69,8 @@ def run_worker(app: Celery, *, name: str, queues: list[str], pool: str, concurre
     """Consume `queues` in this process until it is told to stop; Celery's exit code."""
     warnings.filterwarnings("ignore", "You're running the worker with superuser privileges")
     worker = app.Worker(
-        hostname=f"{name}@{socket.gethostname()}", quiet=True, pool=pool, concurrency=concurrency, queues=queues, without_gossip=True,
-        without_mingle=True, without_heartbeat=False, loglevel="WARNING", optimization="fair",
+        hostname=f"{name}@{socket.gethostname()}", quiet=True, pool=pool, concurrency=concurrency, queues=queues,
+        without_gossip=True, without_mingle=True, without_heartbeat=False, loglevel="WARNING", optimization="fair",
     )  # fmt: skip
     sys.__stdout__ = sys.__stderr__  # type: ignore[misc]  # Celery talks there when it ends, and stdout is data
     worker.start()

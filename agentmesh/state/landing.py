@@ -38,14 +38,15 @@ PARTS = {
       THEN mesh.mesh_now() + make_interval(secs => x.timeout_s) END,
     wake_at = mesh.mesh_now() + make_interval(secs => x.wake_s),
     epoch = st.epoch + (x.status = 'ready')::int,
-    rung_at = CASE WHEN x.wake_s IS NOT NULL OR x.status = 'running' AND t.worker_id IS NULL THEN NULL WHEN x.status = 'ready' THEN mesh.mesh_now() ELSE st.rung_at END,
+    rung_at = CASE WHEN x.wake_s IS NOT NULL OR x.status = 'running' AND t.worker_id IS NULL THEN NULL
+      WHEN x.status = 'ready' THEN mesh.mesh_now() ELSE st.rung_at END,
     rings = CASE WHEN x.status = 'ready' THEN 0 ELSE st.rings END,
     ended_at = CASE WHEN x.status IN ('done', 'failed', 'cancelled') THEN mesh.mesh_now() END
    FROM t, jsonb_to_recordset(%(steps)s::jsonb) AS x(id uuid, status text, phase text, action jsonb, output jsonb,
      error jsonb, pending int, wins int, failures int, callbacks text[], timeout_s float8, wake_s float8)
    WHERE st.id = x.id AND st.tenant_id = t.tenant_id)""",
-    "new_steps": """ns AS (INSERT INTO mesh.steps (id, tenant_id, trace_id, after_step_id, ordinal, node, iteration, kind, phase, status,
-     require, need, slots, pending, queue, agent, priority, callbacks, action, started_at, deadline, rung_at, mem_seq)
+    "new_steps": """ns AS (INSERT INTO mesh.steps (id, tenant_id, trace_id, after_step_id, ordinal, node, iteration, kind,
+     phase, status, require, need, slots, pending, queue, agent, priority, callbacks, action, started_at, deadline, rung_at, mem_seq)
    SELECT x.id, t.tenant_id, t.id, x.after_step_id, x.ordinal, x.node, x.iteration, x.kind, x.phase,
      CASE WHEN x.status <> 'running' OR t.worker_id IS NOT NULL THEN x.status
        WHEN x.kind = 'tools' THEN 'waiting' ELSE 'ready' END,
@@ -74,8 +75,8 @@ PARTS = {
      failed boolean, wake_s float8)
    WHERE cl.id = x.id AND cl.tenant_id = t.tenant_id AND cl.epoch = x.epoch
      AND cl.status IN ('running', 'held', 'ready'))""",
-    "new_calls": """nc AS (INSERT INTO mesh.calls (id, tenant_id, trace_id, step_id, slot, idx, slot_size, slot_mode, tool, label, args, needs,
-     effect, inline, status, queue, task, priority, idem_key, timeout_s, max_attempts, backoff_s, backoff_cap_s, n,
+    "new_calls": """nc AS (INSERT INTO mesh.calls (id, tenant_id, trace_id, step_id, slot, idx, slot_size, slot_mode, tool,
+     label, args, needs, effect, inline, status, queue, task, priority, idem_key, timeout_s, max_attempts, backoff_s, backoff_cap_s, n,
      worker_id, child, deadline, rung_at)
    SELECT x.id, t.tenant_id, t.id, x.step_id, x.slot, x.idx, x.slot_size, x.slot_mode, x.tool, x.label, x.args, x.needs,
      x.effect, x.inline, CASE WHEN x.status = 'running' AND t.worker_id IS NULL THEN 'ready' ELSE x.status END,
@@ -92,7 +93,8 @@ PARTS = {
     "attempts": """a AS (UPDATE mesh.attempts at SET ended_at = mesh.mesh_now(), outcome = x.outcome, error = x.error
    FROM t, jsonb_to_recordset(%(attempts)s::jsonb) AS x(id uuid, outcome text, error jsonb)
    WHERE at.id = x.id AND at.tenant_id = t.tenant_id AND at.outcome IS NULL)""",
-    "new_attempts": """na AS (INSERT INTO mesh.attempts (id, tenant_id, trace_id, step_id, call_id, kind, n, epoch, worker_id, child, idem_key)
+    "new_attempts": """na AS (INSERT INTO mesh.attempts (id, tenant_id, trace_id, step_id, call_id, kind, n, epoch,
+     worker_id, child, idem_key)
    SELECT x.id, t.tenant_id, t.id, x.step_id, x.call_id, x.kind, x.n, x.epoch, t.worker_id, t.child, x.idem_key
    FROM t, jsonb_to_recordset(%(new_attempts)s::jsonb) AS x(id uuid, step_id uuid, kind text, n int, epoch int,
      call_id uuid, idem_key text) WHERE t.worker_id IS NOT NULL)""",

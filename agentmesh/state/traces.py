@@ -99,7 +99,8 @@ SELECT * FROM t
 # Which trace a step belongs to never changes, so the subquery guards nothing.
 TAKE_TRACE = f"""
 UPDATE mesh.traces SET worker_id = %(worker)s, child = %(child)s, claim_id = %(claim)s
- WHERE id = (SELECT trace_id FROM mesh.steps WHERE id = %(step)s) AND status = 'running' AND worker_id IS NULL AND paused_at IS NULL AND agent = %(agent)s
+ WHERE id = (SELECT trace_id FROM mesh.steps WHERE id = %(step)s) AND status = 'running' AND worker_id IS NULL
+   AND paused_at IS NULL AND agent = %(agent)s
 RETURNING {COLUMNS}, seq
 """
 
@@ -120,10 +121,14 @@ RETURNING *, (SELECT count(*) FROM mesh.attempts a WHERE a.step_id = %(step)s AN
   (SELECT o.status FROM mesh.steps o WHERE o.id = %(step)s) AS was
 """
 
+# Whatever a dropped call still returns is stale; its worker may also die and never say so.
 DROP_CALLS = """
-UPDATE mesh.calls SET status = 'cancelled', ended_at = mesh.mesh_now(), worker_id = NULL, claim_id = NULL, deadline = NULL, wake_at = NULL,
+WITH c AS (UPDATE mesh.calls SET status = 'cancelled', ended_at = mesh.mesh_now(), worker_id = NULL, claim_id = NULL,
+  deadline = NULL, wake_at = NULL,
   epoch = epoch + 1
- WHERE step_id = %(step)s AND tenant_id = %(tenant)s AND status IN ('held', 'ready', 'running')
+ WHERE step_id = %(step)s AND tenant_id = %(tenant)s AND status IN ('held', 'ready', 'running') RETURNING id, n)
+UPDATE mesh.attempts a SET outcome = 'stale', ended_at = mesh.mesh_now() FROM c
+ WHERE a.call_id = c.id AND a.n = c.n AND a.tenant_id = %(tenant)s AND a.outcome IS NULL
 """
 
 READ_CALLS = """

@@ -106,7 +106,7 @@ def test_a_step_that_is_not_ready_gives_the_trace_back(lab):
 
 
 def test_a_trace_that_somebody_holds_is_not_taken_even_when_a_step_of_it_is_joined(lab):
-    trace, ring = joined(lab)
+    _, ring = joined(lab)
     other = lab.worker()
     lab.rows("UPDATE mesh.traces SET worker_id = %(w)s", w=other.worker_id)
     before = lab.everything()
