@@ -63,8 +63,10 @@ class Heart:
 
     def heard_for(self) -> float:
         """Seconds of unbroken beats to this very server: only then does the silence of others mean anything."""
-        since = self._heard_since
-        return 0.0 if since is None else time.monotonic() - since
+        since, now = self._heard_since, time.monotonic()
+        if since is None or now - self._last > self._worker.lease_s / 2:  # this process itself was silent
+            return 0.0
+        return now - since
 
     def beat(self) -> None:
         """One beat. Never raises: a database that is away is not the end of a worker."""

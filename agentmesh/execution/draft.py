@@ -158,6 +158,11 @@ class Position:
         """Results by label of the calls that are done."""
         return {one.call["label"]: one.result for one in self.calls if one.call["status"] == "done"}
 
+    @property
+    def results_by_label(self) -> bool:
+        """Whether the step's result is an object by label, not one call's result."""
+        return (self.action or {}).get("strategy") in {"parallel", "mixed"}
+
     def tools_result(self) -> tuple[Json, bool, tuple[dict[str, Json], ...]]:
         """The step's result as DESIGN names it, whether it succeeded, and why calls failed."""
         done = [one for one in self.calls if one.call["status"] == "done"]
@@ -166,7 +171,7 @@ class Position:
             for one in self.calls
             if one.call["status"] == "failed"
         )
-        if (self.action or {}).get("strategy") in {"parallel", "mixed"}:
+        if self.results_by_label:
             return {one.call["label"]: one.result for one in done}, self.wins >= self.need, failures
         ok = self.wins >= self.need
         return done[-1].result if ok else None, ok, failures

@@ -353,7 +353,11 @@ class Executor:
         if at.kind == "reason":
             return self._answer(at, Action.model_validate_json(at.action_text()))
         value, ok, failures = at.tools_result()
-        expanded = _expanded(value, lambda one: self.parts.blobs.expand(at.held.tenant_id, one))
+        expand = self.parts.blobs.expand
+        if at.results_by_label:
+            expanded: Json = {label: expand(at.held.tenant_id, one) for label, one in value.items()}
+        else:
+            expanded = expand(at.held.tenant_id, value)
         return StepResult(at.step_id, at.node, ok=ok, answered=False, value=expanded, failures=failures)
 
     def _answer(self, at: Position, action: Action) -> StepResult:
@@ -382,13 +386,6 @@ class ParallelExecutor(Executor):
 
 EXECUTORS: dict[str, type[Executor]] = {"sequential": SequentialExecutor, "parallel": ParallelExecutor}
 """The executors agents choose from, by name."""
-
-
-def _expanded(value: Json, expand: Callable[[Json], Json]) -> Json:
-    whole = expand(value)
-    if isinstance(whole, dict) and whole is value:
-        return {key: expand(one) for key, one in whole.items()}
-    return whole
 
 
 def _first(result: StepResult) -> Failure | None:

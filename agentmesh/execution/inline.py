@@ -42,16 +42,16 @@ def run_round(running: Sequence[LiveCall], at: Position, parts: Parts) -> dict[U
 
 def _run(live: LiveCall, at: Position, parts: Parts) -> Outcome:
     call = live.call
-    earlier = {
-        one.call["label"]: one.result
-        for one in at.calls
-        if one.call["slot"] == call["slot"] and one.call["idx"] < call["idx"] and one.call["status"] == "done"
-    }
     held = at.held
     row = call | {
         "trace_id": held.id, "tenant_id": held.tenant_id, "context_id": held.context_id, "intent": held.intent,
     }  # fmt: skip
     try:
+        earlier = {
+            one.call["label"]: parts.blobs.expand(held.tenant_id, one.result)
+            for one in at.calls
+            if one.call["slot"] == call["slot"] and one.call["idx"] < call["idx"] and one.call["status"] == "done"
+        }
         payload = parts.blobs.expand(held.tenant_id, held.payload)
         value = invoke(parts.router.tool(call["tool"]), call["args"],
                        context(row, payload=payload, results=earlier, attempt=call["n"]))  # fmt: skip

@@ -6,6 +6,7 @@ last, and losing it rolls everything back. Whatever comes too late is noted as s
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -15,7 +16,7 @@ import psycopg
 import sqlalchemy as sa
 import structlog
 
-from agentmesh.errors import DatabaseUnreachable, ToolCommitted
+from agentmesh.errors import DatabaseUnreachable, PoolTimeout, ToolCommitted
 from agentmesh.execution.failures import failure_of
 from agentmesh.execution.invoke import context, invoke
 from agentmesh.execution.tools import Tool, ToolContext, ToolRegistry
@@ -30,6 +31,7 @@ from agentmesh.state.traces import Holder
 
 log = structlog.get_logger("agentmesh.call")
 
+AWAY = (psycopg.OperationalError, psycopg.InterfaceError, DatabaseUnreachable, PoolTimeout)
 IDLE = psycopg.errors.IdleInTransactionSessionTimeout
 
 Notes = Callable[[str, UUID, UUID], Any]
@@ -65,11 +67,12 @@ class ToolRunner:
             if tool.tx:
                 settled = self._transact(tool, claimed, ctx)
             else:
-                value = self._shrunk(claimed, _called(tool, self._expanded(claimed), ctx))
-                settled = self._tasks.record(claimed, "won", result=value)
+                value = _called(tool, self._expanded(claimed), ctx)
+                settled = self._kept(lambda: self._tasks.record(claimed, "won", result=self._shrunk(claimed, value)))
         except _Raised as raised:
-            settled = self._tasks.record(claimed, "failed", failure=failure_of(raised.cause, code="E_TOOL"))
-        except (psycopg.OperationalError, psycopg.InterfaceError, DatabaseUnreachable):
+            failure = failure_of(raised.cause, code="E_TOOL")
+            settled = self._kept(lambda: self._tasks.record(claimed, "failed", failure=failure))
+        except AWAY:
             raise  # our own database, not the tool's: the heart gives the call back
         except Exception as exc:  # noqa: BLE001 - whatever else is wrong with a call is its failure
             settled = self._tasks.record(claimed, "failed", failure=failure_of(exc, code="E_TOOL"))
@@ -78,6 +81,20 @@ class ToolRunner:
         log.info("TOOL_EXEC" if status == "done" else "TOOL_FAIL", call_id=str(row["id"]), tool=row["tool"],
                  trace_id=str(row["trace_id"]), attempt=row["n"], status=status)  # fmt: skip
         return settled
+
+    def _kept(self, write: Callable[[], Settled | None]) -> Settled | None:
+        """`write()`, tried until the database is back: what ran is recorded while it is still ours.
+
+        Giving up would look like a claim that never ran, and start an effect="once" tool twice.
+        """
+        pause_s = 0.1
+        while True:
+            try:
+                return write()
+            except AWAY as exc:
+                log.warning("the database is away; the result is kept", error=str(exc).splitlines()[0])
+                threading.Event().wait(pause_s)
+                pause_s = min(2.0, pause_s * 2)
 
     def _transact(self, tool: Tool, claimed: Claimed, ctx: ToolContext) -> Settled | None:
         """The tool's SQL and its recorded result in one transaction.

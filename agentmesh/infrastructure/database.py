@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import socket
 import threading
 import time
@@ -26,6 +27,7 @@ from sqlalchemy.pool import NullPool
 from agentmesh.errors import DatabaseNotMigrated, DatabaseUnreachable, PoolTimeout
 
 Row = dict[str, Any]
+_NUL = re.compile(r"(?<!\\)((?:\\\\)*+)\\u0000")
 T = TypeVar("T")
 
 ROLE_SETTINGS = {
@@ -137,8 +139,21 @@ class Tx:
 
 
 def jsonb(value: object) -> str | None:
-    """`value` as the text of a jsonb parameter; None stays SQL NULL. What users gave was checked where it came in."""
-    return None if value is None else json.dumps(value, ensure_ascii=False, separators=(",", ":"), default=str)
+    """`value` as the text of a jsonb parameter; None stays SQL NULL.
+
+    What users gave was checked where it came in. What is left (messages of exceptions, notes) must never make a write
+    fail: a NUL or half of a surrogate pair, which PostgreSQL cannot hold, becomes a replacement character.
+    """
+    if value is None:
+        return None
+    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"), default=str)
+    if "\\u0000" in text:
+        text = _NUL.sub(r"\1\\ufffd", text)
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        text = text.encode("utf-8", "replace").decode()
+    return text
 
 
 class Database:

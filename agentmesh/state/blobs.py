@@ -26,10 +26,13 @@ class BlobStore:
         self._db, self._inline, self._max = db, inline_bytes, max_bytes
 
     def shrink(self, tenant_id: str, value: Json, *, what: str) -> Json:
-        """The value itself, or a reference to it, which is then durable. Raises BadJson, PayloadTooLarge."""
+        """The value itself, or a reference to it, which is then durable. Raises BadJson, PayloadTooLarge.
+
+        A value that looks like a reference is put aside too: expanding gives back what was shrunk, and no more.
+        """
         text = jsontext.dumps(value, what=what)
         body = text.encode()
-        return value if len(body) <= self._inline else self._put(tenant_id, body, what)
+        return value if len(body) <= self._inline and not is_reference(value) else self._put(tenant_id, body, what)
 
     def put(self, tenant_id: str, value: Json, *, what: str) -> Json:
         """A reference to the value, whatever its size; durable. Raises BadJson, PayloadTooLarge."""

@@ -11,6 +11,7 @@ from agentmesh.errors import UnknownTrace
 from agentmesh.infrastructure.database import Database, Row
 from agentmesh.records import Json
 from agentmesh.state import memory
+from agentmesh.state.blobs import BlobStore
 
 OUTPUTS = """
 SELECT node, kind, iteration, status, output FROM (
@@ -55,8 +56,8 @@ class ContextBinder:
 class SessionManager:
     """The facts a SessionBuilder makes a session of: memory, and the results of earlier tools steps."""
 
-    def __init__(self, db: Database, *, steps: int = 50) -> None:
-        self._db, self._steps = db, steps
+    def __init__(self, db: Database, blobs: BlobStore, *, steps: int = 50) -> None:
+        self._db, self._blobs, self._steps = db, blobs, steps
 
     def memory(self, tenant_id: str, context_id: str, trace_id: UUID) -> dict[str, Json]:
         return memory.newest(self._db, tenant_id, context_id, trace_id)
@@ -65,5 +66,6 @@ class SessionManager:
         """Results by label over the newest tools steps; a later step's result replaces an earlier one's."""
         found: dict[str, Json] = {}
         for row in self._db.once(OUTPUTS, {"tenant": tenant_id, "trace": trace_id, "limit": self._steps}):
-            found |= (row["output"] or {}).get("results") or {}
+            output = self._blobs.expand(tenant_id, row["output"]) or {}
+            found |= output.get("results") or {}
         return found

@@ -45,6 +45,12 @@ INSERT INTO mesh.events (trace_id, seq, tenant_id, name, body)
  SELECT id, seq, tenant_id, 'EXEC_RESCUE', %(body)s::jsonb FROM t RETURNING trace_id
 """
 
+# The holder may have gone on to its next step between the selection and our lock on the trace.
+STILL_OVERDUE = """
+SELECT 1 FROM mesh.steps WHERE trace_id = %(trace)s AND tenant_id = %(tenant)s AND status = 'running'
+  AND deadline < mesh.mesh_asof() - interval '2 s'
+"""
+
 LOCK_INLINE = """
 SELECT id, tenant_id, epoch, effect, deadline < mesh.mesh_asof() AS overdue FROM mesh.calls
  WHERE trace_id = %(trace)s AND tenant_id = %(tenant)s AND status = 'running' AND claim_id IS NULL AND worker_id = %(worker)s
@@ -99,6 +105,8 @@ def _let_go(tx: Tx, row: Row, outcome: Literal["lost", "released", "timeout"]) -
     at = {"trace": trace, "tenant": row["tenant_id"], "worker": row["worker_id"], "epoch": row["epoch"]}
     body: dict[str, Json] = {"outcome": outcome, "worker": str(row["worker_id"])}
     if tx.one(LET_GO, at | {"body": jsonb(body)}) is None:
+        raise psycopg.Rollback
+    if outcome == "timeout" and tx.one(STILL_OVERDUE, at) is None:
         raise psycopg.Rollback
     inline = tx.all(LOCK_INLINE, at)
     error = {"lost": LOST, "timeout": TIMEOUT}.get(outcome)

@@ -102,15 +102,15 @@ def test_our_own_database_that_is_away_is_no_failure_of_the_tool(make_lab, tools
 
     class Away:
         def once(self, *_):
+            lab.mesh.runner._blobs._db = lab.mesh.db
             raise psycopg.OperationalError("away")
 
     lab = make_lab()
     lab.mesh.blobs._inline = 0  # so that the result has to be put aside
     trace = lab.open("works")
-    with pytest.raises(psycopg.OperationalError):
-        lab.drain()
-    assert lab.calls(trace)[0]["failures"] == 0
-    lab.mesh.blobs._db = lab.mesh.db
+    lab.drain()
+    assert trace.result(0) == 1
+    assert (lab.calls(trace)[0]["failures"], lab.outcomes(trace)) == (0, ["won"])
 
 
 def test_a_tool_that_this_worker_does_not_have_fails_its_call_for_good(lab, tools):
@@ -333,3 +333,27 @@ def test_a_result_whose_answer_was_lost_is_recorded_once_and_rings_the_join(lab,
     lab.bells.ring(settled.rings)
     lab.drain()
     assert trace.result(0) == 11
+
+
+def test_a_once_tool_whose_result_meets_a_database_that_is_away_runs_once(make_lab, tools, monkeypatch):
+    ran, refused = [], []
+
+    @register_tool("pay", registry=tools, effect="once")
+    def pay() -> int:
+        ran.append(1)
+        real = lab.mesh.db.engine.raw_connection
+
+        def away():
+            if len(refused) == 4:
+                return real()
+            refused.append(1)
+            raise psycopg.OperationalError("away")
+
+        monkeypatch.setattr(lab.mesh.db.engine, "raw_connection", away)
+        return 7
+
+    lab = make_lab()
+    trace = lab.start({"tools": ["pay"]})
+    lab.drain()
+    assert trace.result(0) == 7
+    assert (len(ran), len(refused), lab.outcomes(trace)) == (1, 4, ["won"])
