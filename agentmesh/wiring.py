@@ -324,7 +324,8 @@ class Mesh:
             tools=[one.removeprefix("tool.") for one in queues if one.startswith("tool.")],
         )  # fmt: skip
         life = _Life(self, me, pace)
-        add_life(self.app, start=life.start, stop=life.stop, child=self.become_child)
+        drain_s = self.settings.worker.drain
+        add_life(self.app, start=life.start, stop=life.stop, child=self.become_child, drain_s=drain_s)
         return sorted(set(queues.values()))
 
     def work(self, kind: Kind, *, name: str | None = None, pool: str | None = None, concurrency: int | None = None) -> int:

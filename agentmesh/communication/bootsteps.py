@@ -1,15 +1,19 @@
 """What a worker process starts and stops with Celery's worker: a life of ours beside its pool.
 
 `start` runs when the pool is there and before the first message is consumed; `child` runs in every prefork child, with
-its number in the pool.
+its number in the pool. A worker that is told to end lets running work finish for a while, then leaves it to others.
 """
 
 from __future__ import annotations
 
+import os
+import signal
 import socket
 import sys
+import threading
 import warnings
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 from celery import Celery, bootsteps, concurrency, signals
@@ -18,14 +22,16 @@ from agentmesh.errors import MeshError
 
 
 def add_life(
-    app: Celery, *, start: Callable[[], None], stop: Callable[[], None], child: Callable[[int], None]
+    app: Celery, *, start: Callable[[], None], stop: Callable[[], None], child: Callable[[int], None], drain_s: float
 ) -> None:
-    """Tie our life to that of the app's worker."""
+    """Tie our life to that of the app's worker. Told to end, it has `drain_s` to finish; told again, no time at all."""
+    leaving = _Leaving(stop, drain_s)
 
     class Life(bootsteps.StartStopStep):  # type: ignore[misc]
         requires = ("celery.worker.components:Pool",)
 
-        def start(self, worker: Any) -> None:  # noqa: ARG002 - Celery's signature
+        def start(self, worker: Any) -> None:
+            leaving.worker = worker
             start()
 
     def forked(**_: Any) -> None:
@@ -38,7 +44,32 @@ def add_life(
 
     app.steps["worker"].add(Life)
     signals.worker_shutdown.connect(ended, weak=False)
+    signals.worker_shutting_down.connect(leaving.asked, weak=False)
     signals.worker_process_init.connect(forked, weak=False)
+
+
+class _Leaving:
+    """The end of a worker that does not end: what it still runs becomes its successors'."""
+
+    def __init__(self, stop: Callable[[], None], drain_s: float) -> None:
+        self._stop, self._drain_s = stop, drain_s
+        self._asked = False
+        self.worker: Any = None
+
+    def asked(self, **_: Any) -> None:
+        """In a signal's handler: only start a thread."""
+        patience = threading.Timer(0 if self._asked else self._drain_s, self._leave)
+        patience.daemon = True
+        patience.start()
+        self._asked = True
+
+    def _leave(self) -> None:
+        self._stop()  # the row says that this worker is gone: others take what names it within a second
+        pool = getattr(getattr(self.worker, "pool", None), "_pool", None)
+        for child in getattr(pool, "_pool", ()):
+            with suppress(OSError):
+                os.kill(child.pid, signal.SIGKILL)
+        os._exit(0)
 
 
 def on_boot(

@@ -154,6 +154,32 @@ def test_sigterm_lets_running_tools_finish(make_story: Any) -> None:
     assert story.value("SELECT state FROM mesh.workers WHERE pid = %s", tools.pid) == "gone"
 
 
+@pytest.mark.parametrize("pool", ["threads", "prefork"])
+def test_a_worker_that_has_drained_long_enough_leaves_its_call_to_another(make_story: Any, pool: str) -> None:
+    story = make_story("amqp")
+    _, tools = story.workers(("agents", "threads"), ("tools", pool), AGENTMESH_WORKER_DRAIN="200ms")
+    trace = story.tool("slow", "never")
+    started(story, "slow")
+    story.worker("tools")
+    tools.signal(signal.SIGTERM)
+    assert tools.wait(within=10) == 0
+    assert trace.result(timeout=10) == {"slow": "attempt 2"}
+    assert outcomes(story) == ["lost", "won"]
+
+
+def test_a_second_sigterm_leaves_at_once(make_story: Any) -> None:
+    story = make_story("embedded")
+    _, tools = story.workers(("agents", "threads"), ("tools", "threads"))
+    story.tool("slow", "never")
+    started(story, "slow")
+    tools.signal(signal.SIGTERM)
+    until(lambda: "Warm shutdown" in tools.text(), within=5, what="the first one heard")
+    tools.signal(signal.SIGTERM)
+    assert tools.wait(within=10) == 0
+    story.worker("tools")
+    story.quiet()
+
+
 @pytest.mark.parametrize("kind", ["redis", "embedded"])
 def test_f12_a_worker_frozen_beyond_its_lease_loses_and_registers_anew(make_story: Any, kind: str) -> None:
     story = make_story(kind)
