@@ -173,7 +173,10 @@ class End:
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """Everything one transition of a held trace means. `keep`: the holder goes on with the step it starts."""
+    """Everything one transition of a held trace means. `keep`: the holder goes on with the step it starts.
+
+    It changes one step at most, and of calls and attempts only those of that step.
+    """
 
     events: tuple[Event, ...] = ()
     steps: tuple[StepChange, ...] = ()

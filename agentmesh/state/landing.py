@@ -27,6 +27,8 @@ WITH t AS (
   RETURNING id, tenant_id, context_id, root_id, depth, agent, queue, priority, seq - %(n_events)s AS base, epoch, worker_id,
     child)"""
 
+# trace_id and step_id are there for the planner: with ids that come out of JSON alone, a plan made while the table was
+# small reads all of it for ever after.
 PARTS = {
     "steps": """s AS (UPDATE mesh.steps st SET
     status = CASE WHEN x.status <> 'running' OR t.worker_id IS NOT NULL THEN x.status
@@ -44,7 +46,7 @@ PARTS = {
     ended_at = CASE WHEN x.status IN ('done', 'failed', 'cancelled') THEN mesh.mesh_now() END
    FROM t, jsonb_to_recordset(%(steps)s::jsonb) AS x(id uuid, status text, phase text, action jsonb, output jsonb,
      error jsonb, pending int, wins int, failures int, callbacks text[], timeout_s float8, wake_s float8)
-   WHERE st.id = x.id AND st.tenant_id = t.tenant_id)""",
+   WHERE st.id = x.id AND st.trace_id = %(trace)s AND st.tenant_id = t.tenant_id)""",
     "new_steps": """ns AS (INSERT INTO mesh.steps (id, tenant_id, trace_id, after_step_id, ordinal, node, iteration, kind,
      phase, status, require, need, slots, pending, queue, agent, priority, callbacks, action, started_at, deadline, rung_at, mem_seq)
    SELECT x.id, t.tenant_id, t.id, x.after_step_id, x.ordinal, x.node, x.iteration, x.kind, x.phase,
@@ -73,7 +75,7 @@ PARTS = {
     ended_at = CASE WHEN x.status IN ('done', 'failed', 'cancelled') THEN mesh.mesh_now() END
    FROM t, jsonb_to_recordset(%(calls)s::jsonb) AS x(id uuid, epoch int, status text, result jsonb, error jsonb,
      failed boolean, wake_s float8)
-   WHERE cl.id = x.id AND cl.tenant_id = t.tenant_id AND cl.epoch = x.epoch
+   WHERE cl.id = x.id AND cl.step_id = %(step)s AND cl.tenant_id = t.tenant_id AND cl.epoch = x.epoch
      AND cl.status IN ('running', 'held', 'ready'))""",
     "new_calls": """nc AS (INSERT INTO mesh.calls (id, tenant_id, trace_id, step_id, slot, idx, slot_size, slot_mode, tool,
      label, args, needs, effect, inline, status, queue, task, priority, idem_key, timeout_s, max_attempts, backoff_s, backoff_cap_s, n,
@@ -92,7 +94,7 @@ PARTS = {
      backoff_cap_s float8))""",
     "attempts": """a AS (UPDATE mesh.attempts at SET ended_at = mesh.mesh_now(), outcome = x.outcome, error = x.error
    FROM t, jsonb_to_recordset(%(attempts)s::jsonb) AS x(id uuid, outcome text, error jsonb)
-   WHERE at.id = x.id AND at.tenant_id = t.tenant_id AND at.outcome IS NULL)""",
+   WHERE at.id = x.id AND at.step_id = %(step)s AND at.tenant_id = t.tenant_id AND at.outcome IS NULL)""",
     "new_attempts": """na AS (INSERT INTO mesh.attempts (id, tenant_id, trace_id, step_id, call_id, kind, n, epoch,
      worker_id, child, idem_key)
    SELECT x.id, t.tenant_id, t.id, x.step_id, x.call_id, x.kind, x.n, x.epoch, t.worker_id, t.child, x.idem_key

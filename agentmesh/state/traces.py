@@ -297,6 +297,7 @@ def _statement(held: Held, change: Change) -> tuple[str, dict[str, Any]]:
     params = {
         "trace": held.id, "tenant": held.tenant_id, "worker": held.holder.worker_id, "epoch": held.epoch,
         "commit": change.id, "keep": change.keep and end is None,
+        "step": change.steps[0].id if change.steps else None,
         "n_events": len(change.events), "n_steps": len(change.new_steps),
         "end_status": end.status if end else None,
         "result": jsonb(end.result) if end else None, "error": jsonb(end.error) if end else None,
