@@ -44,6 +44,7 @@ class Heart:
         self._unnoted: set[UUID] = set()
         self._server: Server | None = None
         self._heard_since: float | None = None
+        self._offset_s: float | None = None
         self._last = 0.0
 
     def start(self) -> None:
@@ -72,6 +73,7 @@ class Heart:
         """One beat. Never raises: a database that is away is not the end of a worker."""
         point("beat.before")
         try:
+            self._compare_clocks()  # before the beat: until then our own row is as old as everybody's
             named = leases.beat(self._db, self._notes.worker_id)
             self._heard()
             if named is None:
@@ -96,6 +98,14 @@ class Heart:
         leases.register(self._db, self._worker)
         self._notes.rename(self._worker.id)
         self._unnoted = set()
+
+    def _compare_clocks(self) -> None:
+        """Count the unbroken time anew after a jump of the database's clock: it made every beat look old."""
+        offset_s = leases.clock_s(self._db) - time.monotonic()
+        if self._offset_s is not None and abs(offset_s - self._offset_s) > self._worker.lease_s / 4:
+            log.warning("the database's clock jumped", seconds=offset_s - self._offset_s)
+            self._heard_since = None
+        self._offset_s = offset_s
 
     def _heard(self) -> None:
         """Count the unbroken time anew after any gap, and after another server has answered."""

@@ -96,9 +96,11 @@ class Rescuer:
 
     def _bury(self) -> None:
         """Declare workers dead: at once where their process is provably gone, else after their lease of silence."""
-        for row in leases.silent(self._db, after_s=2 * self._pace.beat_s):
+        rows = leases.silent(self._db, after_s=2 * self._pace.beat_s)
+        ourselves = any(row["id"] == self._notes.worker_id for row in rows)  # then it was the clock, or us
+        for row in rows:
             gone = process.provably_gone(row)
-            heard = self._heart.heard_for() > self._pace.lease_s
+            heard = not ourselves and self._heart.heard_for() > self._pace.lease_s
             if (gone or (row["expired"] and heard)) and leases.declare_dead(self._db, row, gone=gone):
                 log.warning("worker is dead", worker=row["name"], id=str(row["id"]), gone=gone)
 

@@ -93,6 +93,11 @@ def beat(db: Database, worker_id: UUID) -> list[Named] | None:
     return [Named(**row) for row in rows if row["kind"] != "alive"]
 
 
+def clock_s(db: Database) -> float:
+    """The database's time, in seconds since 1970."""
+    return float(db.once("SELECT extract(epoch FROM mesh.mesh_now())::float8 AS s")[0]["s"])
+
+
 def leave(db: Database, worker_id: UUID) -> None:
     """The worker is gone by its own will; what still names it is given back by the next tick of the rescuer."""
     db.once("UPDATE mesh.workers SET state = 'gone' WHERE id = %(id)s AND state = 'alive'", {"id": worker_id})

@@ -187,3 +187,20 @@ def test_leaving_gives_the_worker_up(lab):
     heart.start()
     heart.stop()
     assert lab.rows("SELECT state FROM mesh.workers WHERE name = 'leaver'") == [{"state": "gone"}]
+
+
+def test_unbroken_hearing_begins_anew_after_a_jump_of_the_databases_clock(lab, heart):
+    heart.beat()
+    heart._heard_since -= 100
+    heart.beat()
+    assert heart.heard_for() > 100
+    lab.shift(60)
+    heart.beat()
+    assert heart.heard_for() < 5
+
+
+def test_a_process_that_was_frozen_has_heard_nobody(lab, heart):
+    heart.beat()
+    heart._heard_since -= 100
+    heart._last -= 6
+    assert heart.heard_for() == 0

@@ -56,6 +56,7 @@ def test_a_worker_silent_for_its_lease_is_buried_and_its_work_goes_on(lab, make_
 def test_a_rescuer_whose_own_beats_were_broken_declares_nobody_dead(lab, make_rescuer):
     silent = lab.worker()
     lab.shift(60)
+    keep_hand_alive(lab)
     make_rescuer(heard=9.0).tick()
     assert state(lab, silent) == "alive"
     make_rescuer(heard=11.0).tick()
@@ -191,3 +192,11 @@ def test_a_database_that_is_away_is_survived(lab, make_rescuer):
     rescuer = make_rescuer()
     rescuer._db = Away()
     rescuer.tick()
+
+
+def test_a_rescuer_that_looks_silent_itself_declares_nobody_dead(lab, make_rescuer):
+    """The database's clock jumped, or this whole host was frozen: everybody's beats look old at once."""
+    other = lab.worker()
+    lab.shift(60)
+    make_rescuer().tick()
+    assert (state(lab, other), state(lab, lab.hand)) == ("alive", "alive")

@@ -2,6 +2,7 @@
 
 import pytest
 
+from agentmesh.execution.draft import Position
 from agentmesh.records import Ring
 from agentmesh.state import rescue
 from agentmesh.state.calls import TaskManager
@@ -340,3 +341,18 @@ def test_a_cancelled_call_of_a_dead_worker_is_nobodys_any_more(lab):
     lab.mesh.controller.run_once(lab.ring(trace))
     lab.kill(dead)
     assert orphans(lab) == []
+
+
+def test_a_timeout_selected_before_the_holder_went_on_spares_its_next_step(lab):
+    trace = lab.start({"tools": ["quick"]})
+    runtime = lab.mesh.runtime("puppet")
+    taken = runtime.prepare_context(lab.bells.waiting.popleft())
+    lab.shift(1000)
+    [row] = overdue(lab)
+    at = runtime.executor._step(Position.of(taken))
+    assert give_back(lab, row, "timeout") == []
+    assert lab.step(trace)["status"] == "running"
+    while at is not None:
+        at = runtime.executor._step(at)
+    assert trace.result(0) == 1
+    assert (lab.outcomes(trace), [one["failures"] for one in lab.steps(trace)]) == (["won"], [0, 0])
