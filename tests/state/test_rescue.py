@@ -1,5 +1,7 @@
 """What the dead held and what ran too long: given back by ordinary guarded transitions, each row for itself."""
 
+from uuid import UUID
+
 import pytest
 
 from agentmesh.execution.draft import Position
@@ -124,6 +126,18 @@ def test_a_row_that_was_finished_after_it_was_selected_is_left_alone(lab):
     before = lab.everything()
     assert give_back(lab, row) == []
     assert lab.everything() == before
+
+
+@pytest.mark.parametrize("change", [{"epoch": 0}, {"worker_id": UUID(int=7)}])
+def test_a_trace_that_changed_hands_after_it_was_selected_is_left_alone(lab, change):
+    trace, dead = lab.start({"answer": 1}), lab.worker()
+    die_at(lab, "reason.before", dead)
+    [row] = orphans(lab)
+    before = lab.everything()
+    assert give_back(lab, row | change) == []
+    assert lab.everything() == before
+    heal(lab)
+    assert trace.result(0) == 1
 
 
 def test_a_rescued_trace_stays_running_held_by_nobody_and_its_step_is_ready(lab):
