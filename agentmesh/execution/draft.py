@@ -147,9 +147,6 @@ class Position:
 
     # --- what is known
 
-    def action_text(self) -> str:
-        return json.dumps(self.action)
-
     def last_failure(self) -> Failure:
         error: Mapping[str, Any] = self.error or {}
         return Failure(str(error.get("code") or "E_TIMEOUT"), str(error.get("message") or "it failed before"))

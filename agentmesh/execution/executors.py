@@ -6,6 +6,7 @@ commit that ends a step also starts the next one, so that nothing runs unrecorde
 
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -116,22 +117,24 @@ class Executor:
             step = self._tools_step(at)
             decision = self._decide(at, Decided(action))
             plan = self._resolve(at, action, step) if isinstance(decision, CallTools) else None
+            draft.event("REASONER_ACTION", **self._chosen(at, action))
+            draft.step(**self._kept(at, action))
         except Exception as exc:  # noqa: BLE001 - whatever a reasoner raises is its step's failure
             return self._broke(at, Draft(at), failure_of(exc, code="E_REASONER"))
-        draft.event("REASONER_ACTION", **self._chosen(action))
         if plan is not None:
             return self._dispatch(at, draft, action, step, plan)
         return self._answered(at.answering(action, view), draft, action)
 
     def _resolve(self, at: Position, action: Action, step: NewStep) -> Dispatch:
-        return self.parts.router.resolve(
+        plan = self.parts.router.resolve(
             action, held=at.held, step=step, allowed=self.agent.spec.tools, policy=at.policy
         )
+        calls = (replace(one, args=self._aside(at, one.args, "the arguments of a call")) for one in plan.calls)
+        return replace(plan, calls=tuple(calls))
 
     def _dispatch(self, at: Position, draft: Draft, action: Action, step: NewStep, plan: Dispatch) -> Position | None:
         """End the reason step and open the tools step: on this worker when all of it is inline, else as a chord."""
-        # the calls hold the arguments; nothing runs from what this done step keeps of them
-        draft.step(status="done", action=self.parts.redact(action.model_dump(mode="json")))
+        draft.step(status="done")
         draft.ends(at.attempt_id, "won")
         made = replace(
             step, status="running" if plan.inline else "waiting", require=plan.require, need=plan.need, slots=plan.slots,
@@ -160,7 +163,7 @@ class Executor:
     def _answered(self, at: Position, draft: Draft, action: Action) -> Position | None:
         """The reasoner answered: its callback runs on the same step, in the same commit unless a handler must run."""
         callbacks = effects_of(at.policy)
-        draft.step(action=action.model_dump(mode="json"), callbacks=callbacks, output={"answer": action.answer})
+        draft.step(callbacks=callbacks)
         draft.ends(at.attempt_id, "won")
         if not at.policy.callbacks:
             return self._conclude(at, self._answer(at, action), draft)
@@ -351,24 +354,37 @@ class Executor:
 
     def _result(self, at: Position) -> StepResult:
         if at.kind == "reason":
-            return self._answer(at, Action.model_validate_json(at.action_text()))
+            return self._answer(at, Action.model_validate_json(json.dumps(self._whole(at, at.action))))
         value, ok, failures = at.tools_result()
-        expand = self.parts.blobs.expand
         if at.results_by_label:
-            expanded: Json = {label: expand(at.held.tenant_id, one) for label, one in value.items()}
+            expanded: Json = {label: self._whole(at, one) for label, one in value.items()}
         else:
-            expanded = expand(at.held.tenant_id, value)
+            expanded = self._whole(at, value)
         return StepResult(at.step_id, at.node, ok=ok, answered=False, value=expanded, failures=failures)
 
     def _answer(self, at: Position, action: Action) -> StepResult:
         return StepResult(at.step_id, at.node, ok=True, answered=True, value=action.answer)
 
-    def _chosen(self, action: Action) -> dict[str, Json]:
+    def _aside(self, at: Position, value: Json, what: str) -> Json:
+        return self.parts.blobs.shrink(at.held.tenant_id, value, what=what)
+
+    def _whole(self, at: Position, value: Json) -> Json:
+        return self.parts.blobs.expand(at.held.tenant_id, value)
+
+    def _kept(self, at: Position, action: Action) -> dict[str, Json]:
+        """What the reason step keeps. Calls hold their own arguments: nothing runs from what is kept of those."""
+        said: Json = action.model_dump(mode="json")
+        if action.slots:
+            return {"action": self._aside(at, self.parts.redact(said), "an action")}
+        answer = self._aside(at, {"answer": action.answer}, "an answer")
+        return {"action": self._aside(at, said, "an action"), "output": answer}
+
+    def _chosen(self, at: Position, action: Action) -> dict[str, Json]:
         said = action.model_dump(mode="json", exclude_none=True, exclude={"candidates", "propensity", "policy_version"})
         redacted: Json = self.parts.redact(said)
         return {
-            "action": redacted, "candidates": list(action.candidates), "propensity": action.propensity,
-            "policy_version": action.policy_version,
+            "action": self._aside(at, redacted, "an action"), "candidates": list(action.candidates),
+            "propensity": action.propensity, "policy_version": action.policy_version,
         }  # fmt: skip
 
 

@@ -53,7 +53,7 @@ def _run(live: LiveCall, at: Position, parts: Parts) -> Outcome:
             if one.call["slot"] == call["slot"] and one.call["idx"] < call["idx"] and one.call["status"] == "done"
         }
         payload = parts.blobs.expand(held.tenant_id, held.payload)
-        value = invoke(parts.router.tool(call["tool"]), call["args"],
+        value = invoke(parts.router.tool(call["tool"]), parts.blobs.expand(held.tenant_id, call["args"]),
                        context(row, payload=payload, results=earlier, attempt=call["n"]))  # fmt: skip
         return Won(parts.blobs.shrink(held.tenant_id, value, what=f"the result of {call['tool']}"))
     except Exception as exc:  # noqa: BLE001 - whatever a tool raises is its call's failure

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 from uuid import UUID
 
-from agentmesh.errors import UnknownTrace
+from agentmesh.errors import Mistake, UnknownTrace
 from agentmesh.infrastructure.database import Database, Row, jsonb
 from agentmesh.records import Json, new_id
+
+ENDS = frozenset({"EXEC_DONE", "EXEC_FAIL", "EXEC_CANCEL"})
 
 RECORD = """
 WITH t AS (UPDATE mesh.traces SET seq = seq + 1
@@ -37,7 +39,12 @@ class TraceWriter:
         return new_id()
 
     def record(self, trace_id: UUID | str, event: str, payload: dict[str, Json] | None = None) -> int:
-        """Append the event to an open trace; its number. Raises UnknownTrace when there is none that is open."""
+        """Append the event to an open trace; its number.
+
+        Raises UnknownTrace when there is none that is open, and Mistake for an event that only a trace's end writes.
+        """
+        if event in ENDS:
+            raise Mistake("this event is written by the trace's own end", value=event, expected="another event's name")
         rows = self._bound().once(
             RECORD,
             {"trace": UUID(str(trace_id)), "tenant": self._tenant, "name": event, "body": jsonb(payload or {})},
