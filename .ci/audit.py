@@ -17,9 +17,7 @@ COMMAND = [
     *(sys.executable, "-m", "pip_audit", "--require-hashes", "--disable-pip", "--format=json"),
     *("--progress-spinner=off", "--timeout=20", "--requirement"),
 ]
-AWAY = re.compile(
-    r"Connect|connect|resolve|resolution|[Tt]imeout|[Tt]imed out|Proxy|SSL|ServiceError"
-)
+AWAY = re.compile(r"Connect|connect|resolve|resolution|[Tt]imeout|[Tt]imed out|Proxy|SSL|ServiceError")
 
 
 def audit(lock: str) -> int:

@@ -25,9 +25,7 @@ def code_lines(source: str, tree: ast.AST) -> int:
         for line in range(node.lineno, (node.end_lineno or node.lineno) + 1)
     }
     lines = enumerate(source.splitlines(), start=1)
-    return sum(
-        1 for at, one in lines if one.strip() and one.strip()[0] != "#" and at not in documents
-    )
+    return sum(1 for at, one in lines if one.strip() and one.strip()[0] != "#" and at not in documents)
 
 
 def oversized(path: Path) -> Iterator[str]:

@@ -18,7 +18,12 @@ class MeshError(Exception):
     next: str = "agentmesh doctor"
 
     def __init__(
-        self, what: str, *, value: object = None, expected: str | None = None, next: str | None = None  # noqa: A002
+        self,
+        what: str,
+        *,
+        value: object = None,
+        expected: str | None = None,
+        next: str | None = None,  # noqa: A002
     ) -> None:
         super().__init__(what)
         self.what = what

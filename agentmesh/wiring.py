@@ -328,7 +328,9 @@ class Mesh:
         add_life(self.app, start=life.start, stop=life.stop, child=self.become_child, drain_s=drain_s)
         return sorted(set(queues.values()))
 
-    def work(self, kind: Kind, *, name: str | None = None, pool: str | None = None, concurrency: int | None = None) -> int:
+    def work(
+        self, kind: Kind, *, name: str | None = None, pool: str | None = None, concurrency: int | None = None
+    ) -> int:
         """Be a worker until told to stop; Celery's exit code."""
         section = self.settings.worker
         pool = pool or (section.tools_pool if kind == "tools" else section.agents_pool)
@@ -425,7 +427,9 @@ def _load_plugin(listed: str) -> None:
     except importlib.metadata.PackageNotFoundError:
         raise PluginRefused("a listed plugin is not installed", value=listed) from None
     if not version or installed.version != version:
-        raise PluginRefused("a listed plugin has another version", value=f"{name}=={installed.version}", expected=listed)
+        raise PluginRefused(
+            "a listed plugin has another version", value=f"{name}=={installed.version}", expected=listed
+        )
     for point in installed.entry_points.select(group=PLUGINS):
         point.load()
 

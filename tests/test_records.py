@@ -189,8 +189,6 @@ def test_s24_a_context_id_has_no_pattern_path_or_control_characters(text: str) -
         context_record.validate_python(text, strict=True)
 
 
-@pytest.mark.parametrize(
-    "text", ["session-001", "order:17", "a.b", "Ann@example.org", "7", "a" * 128]
-)
+@pytest.mark.parametrize("text", ["session-001", "order:17", "a.b", "Ann@example.org", "7", "a" * 128])
 def test_a_context_id_is_the_user_s_text(text: str) -> None:
     assert context_record.validate_python(text, strict=True) == text

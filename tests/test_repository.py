@@ -30,9 +30,7 @@ def canonical(name: str) -> str:
 
 def tracked() -> list[str]:
     """Every file of the repository, as git knows it or as it lies here without git."""
-    listed = subprocess.run(
-        ["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=False
-    )
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=False)
     if listed.returncode:
         pytest.skip("not a git repository")
     return [name for name in listed.stdout.split("\0") if name and (ROOT / name).is_file()]
@@ -158,9 +156,7 @@ def test_the_wheel_holds_migrations_and_the_demos_data(wheel: Path) -> None:
     ):  # fmt: skip
         assert f"agentmesh/{needed}" in names
     scripts = {
-        f"agentmesh/{file.relative_to(ROOT)}"
-        for file in (ROOT / "migrations").rglob("*.*")
-        if file.suffix != ".pyc"
+        f"agentmesh/{file.relative_to(ROOT)}" for file in (ROOT / "migrations").rglob("*.*") if file.suffix != ".pyc"
     }
     assert scripts
     assert {name for name in names if name.startswith("agentmesh/migrations/")} == scripts
@@ -173,15 +169,11 @@ def test_the_wheel_leaves_workers_and_tests_at_home(wheel: Path) -> None:
 
 
 @pytest.mark.timeout(400)
-def test_the_wheel_in_an_empty_environment_gives_a_working_command(
-    wheel: Path, tmp_path: Path
-) -> None:
+def test_the_wheel_in_an_empty_environment_gives_a_working_command(wheel: Path, tmp_path: Path) -> None:
     venv.create(tmp_path / "env", with_pip=True)
     python = tmp_path / "env/bin/python"
     # The lock gives the versions, the wheel's own metadata decides what is installed.
-    pins = re.findall(
-        r"^\S+==\S+(?: ;.*?)?(?= \\$)", (ROOT / "requirements/run.lock").read_text(), re.M
-    )
+    pins = re.findall(r"^\S+==\S+(?: ;.*?)?(?= \\$)", (ROOT / "requirements/run.lock").read_text(), re.M)
     (tmp_path / "pins.txt").write_text("\n".join(pins), encoding="utf-8")
     subprocess.run(
         [
@@ -192,9 +184,7 @@ def test_the_wheel_in_an_empty_environment_gives_a_working_command(
     )  # fmt: skip
     command = tmp_path / "env/bin/agentmesh"
     said = {
-        verb: subprocess.run(
-            [command, *verb.split()], cwd=tmp_path, capture_output=True, text=True, check=False
-        )
+        verb: subprocess.run([command, *verb.split()], cwd=tmp_path, capture_output=True, text=True, check=False)
         for verb in ("--help", "config show")
     }
     for verb, done in said.items():

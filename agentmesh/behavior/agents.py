@@ -85,9 +85,7 @@ class AgentSpec(Record):
             return self.policy
         return self.policy.model_copy(update={"max_steps": self.max_steps})
 
-    def make_reasoner(
-        self, memory_engine: Any = None, tool_registry: Any = None, trace_writer: Any = None
-    ) -> Reasoner:
+    def make_reasoner(self, memory_engine: Any = None, tool_registry: Any = None, trace_writer: Any = None) -> Reasoner:
         """What decides for this agent; rules are shared, a class of the user's is made anew.
 
         Raises BadAgentFile when the Python code it names cannot be imported or is no reasoner.
@@ -95,9 +93,7 @@ class AgentSpec(Record):
         if self._reasoner is not None:
             return self._reasoner
         if self.reasoner.python is None:
-            raise BadAgentFile(
-                f"agent {self.agent} has no reasoner", expected="reasoner: rules or python"
-            )
+            raise BadAgentFile(f"agent {self.agent} has no reasoner", expected="reasoner: rules or python")
         found = _imported(self.reasoner.python, self.agent)
         if isinstance(found, type):
             found = found(memory_engine, tool_registry, trace_writer)
@@ -178,9 +174,7 @@ def load_policies(paths: Iterable[str | Path]) -> dict[str, PolicyPatch]:
 
 def as_reasoner(found: object, what: str) -> Reasoner:
     """`found` itself, or the function that it is as a reasoner. Raises BadAgentFile."""
-    if isinstance(found, ReasonerBase) or (
-        hasattr(found, "select_action") and hasattr(found, "feedback")
-    ):
+    if isinstance(found, ReasonerBase) or (hasattr(found, "select_action") and hasattr(found, "feedback")):
         return found
     if callable(found) and not isinstance(found, type):
         return FunctionReasoner(found)
@@ -221,14 +215,10 @@ def _imported(name: str, agent: str) -> object:
         ) from exc  # fmt: skip
 
 
-def _checked(
-    text: YamlText, policies: Mapping[str, PolicyPatch], *, needs_reasoner: bool
-) -> AgentSpec:
+def _checked(text: YamlText, policies: Mapping[str, PolicyPatch], *, needs_reasoner: bool) -> AgentSpec:
     data = text.data
     if not isinstance(data, dict):
-        raise BadAgentFile(
-            f"{text.where()} is not an object", value=data, expected="agent: name, reasoner: …"
-        )
+        raise BadAgentFile(f"{text.where()} is not an object", value=data, expected="agent: name, reasoner: …")
     if isinstance(named := data.get("policy"), str):
         if named not in policies:
             _unknown(text, ("policy",), "names a policy that does not exist", named, policies)
@@ -241,9 +231,7 @@ def _checked(
     try:
         check_permissions(spec.grants, wildcards=True)
     except BadPermission as exc:
-        raise BadAgentFile(
-            f"{text.where('grants')}: {exc.what}", value=exc.value, expected=exc.expected
-        ) from None
+        raise BadAgentFile(f"{text.where('grants')}: {exc.what}", value=exc.value, expected=exc.expected) from None
     if needs_reasoner:
         _attach(spec, text)
     return spec
@@ -278,9 +266,7 @@ def _validated(model: type[T], text: YamlText, error: type[MeshError]) -> T:
     if first["type"] == "missing":
         raise error(f"{text.where(*path)}: a key is missing", value=key, expected=f"{key}: …")
     name = ".".join(str(part) for part in first["loc"]) or text.source
-    raise error(
-        f"{text.where(*path)}: {name} is not allowed", value=first["input"], expected=first["msg"]
-    )
+    raise error(f"{text.where(*path)}: {name} is not allowed", value=first["input"], expected=first["msg"])
 
 
 def _keys(path: tuple[str | int, ...], model: type[BaseModel]) -> Iterable[str]:
@@ -296,7 +282,5 @@ def _unknown(
 ) -> NoReturn:  # fmt: skip
     names = sorted(known)
     near = difflib.get_close_matches(value, names, n=1)
-    expected = f"one of {', '.join(names) or 'none'}" + (
-        f" · did you mean {near[0]}?" if near else ""
-    )
+    expected = f"one of {', '.join(names) or 'none'}" + (f" · did you mean {near[0]}?" if near else "")
     raise error(f"{text.where(*path)} {what}", value=value, expected=expected)

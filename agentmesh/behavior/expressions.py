@@ -63,9 +63,7 @@ class Expression:
             )
         reason = str(exc).split(". ", maxsplit=1)[0]
         if reason.startswith("Undefined variable"):
-            return BadRule(
-                f"{self.source}: the expression names something unknown", value=self.text
-            )
+            return BadRule(f"{self.source}: the expression names something unknown", value=self.text)
         return BadRule(
             f"{self.source}: the expression has no value: {reason}",
             value=self.text,
@@ -132,9 +130,7 @@ def _project(variables: Mapping[str, Json], paths: Iterable[Path]) -> dict[str, 
     wanted: dict[str, list[Path]] = {}
     for head, *tail in paths:
         wanted.setdefault(head, []).append(tuple(tail))
-    return {
-        name: _part(variables[name], tails) for name, tails in wanted.items() if name in variables
-    }
+    return {name: _part(variables[name], tails) for name, tails in wanted.items() if name in variables}
 
 
 def _part(value: Json, tails: list[Path]) -> Json:

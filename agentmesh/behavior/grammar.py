@@ -189,34 +189,22 @@ class _Parser:
                     self.fail("has(a.field)", token)
                 return self.node("has", token.at, *arguments)
             return self.call(token, arguments)
-        if (
-            token.text not in self.bound
-            and self.variables is not None
-            and token.text not in self.variables
-        ):
+        if token.text not in self.bound and self.variables is not None and token.text not in self.variables:
             self.fail(_among(token.text, self.variables), token, "names something unknown")
         return self.node("name", token.at, name=token.text)
 
     def call(self, name: Token, arguments: list[Node]) -> Node:
         wanted = FUNCTIONS.get(name.text)
         if wanted is None:
-            self.fail(
-                _among(name.text, [*FUNCTIONS, "has", *MACROS]), name, "calls something unknown"
-            )
+            self.fail(_among(name.text, [*FUNCTIONS, "has", *MACROS]), name, "calls something unknown")
         if len(arguments) != wanted:
             self.fail(f"{wanted} value(s) for {name.text}", name)
         if name.text == "matches":
             pattern = arguments[1]
             # A counted repetition took 64 ms to compile; a computed pattern is compiled each turn.
-            simple = (
-                isinstance(pattern.value, str)
-                and pattern.kind == "text"
-                and "{" not in pattern.value
-            )
+            simple = isinstance(pattern.value, str) and pattern.kind == "text" and "{" not in pattern.value
             if not simple or len(str(pattern.value)) > LIMIT_PATTERN:
-                self.fail(
-                    f"a pattern in quotes, at most {LIMIT_PATTERN} characters, without {{", pattern
-                )
+                self.fail(f"a pattern in quotes, at most {LIMIT_PATTERN} characters, without {{", pattern)
         return self.node("call", name.at, *arguments, name=name.text)
 
     def macro(self, over: Node, name: Token) -> Node:
@@ -274,16 +262,12 @@ def spell(node: Node) -> str:
         rest = "".join(f" {sign} {kid}" for sign, kid in zip(node.value, kids[1:], strict=True))
         return f"({kids[0]}{rest})"
     if node.kind == "map":
-        return (
-            "{" + ", ".join(f"{k}: {v}" for k, v in zip(kids[::2], kids[1::2], strict=True)) + "}"
-        )
+        return "{" + ", ".join(f"{k}: {v}" for k, v in zip(kids[::2], kids[1::2], strict=True)) + "}"
     if node.kind == "call" and node.name not in METHODS:
         return f"{node.name}({', '.join(kids)})"
     if node.kind == "list":
         return f"[{', '.join(kids)}]"
-    return _FORMS.get(node.kind, "{name}").format(
-        *kids, name=node.name, item=node.value, rest=", ".join(kids[1:])
-    )
+    return _FORMS.get(node.kind, "{name}").format(*kids, name=node.name, item=node.value, rest=", ".join(kids[1:]))
 
 
 _FORMS = {

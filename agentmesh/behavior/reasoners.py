@@ -21,9 +21,7 @@ from agentmesh.infrastructure import jsontext
 from agentmesh.records import Action, Json, Strategy, ToolUse, check_name
 
 MAX_CALLS = 10_000
-ACTION_KEYS = frozenset(
-    {"answer", "tools", "strategy", "require", "candidates", "propensity", "policy_version"}
-)
+ACTION_KEYS = frozenset({"answer", "tools", "strategy", "require", "candidates", "propensity", "policy_version"})
 STRATEGIES: tuple[Strategy, ...] = ("serial", "parallel", "fallback", "mixed")
 
 
@@ -44,9 +42,7 @@ class ReasonerBase:
 
     prompts: ClassVar[bool] = True
 
-    def __init__(
-        self, memory_engine: Any = None, tool_registry: Any = None, trace_writer: Any = None
-    ) -> None:
+    def __init__(self, memory_engine: Any = None, tool_registry: Any = None, trace_writer: Any = None) -> None:
         self.memory = memory_engine
         self.tools = tool_registry
         self.trace = trace_writer
@@ -81,13 +77,8 @@ def prompt_of(behavior: Mapping[str, Json]) -> str:
         ("results", behavior.get("results", {})),
         ("tools", behavior.get("tools", [])),
     ]
-    lines = [
-        f"{name}: {json.dumps(value, ensure_ascii=False, sort_keys=True)}"
-        for name, value in sections
-    ]
-    return "\n".join(
-        [*lines, 'Choose {"answer": …} or {"tools": […], "strategy": …, "require": …}.']
-    )
+    lines = [f"{name}: {json.dumps(value, ensure_ascii=False, sort_keys=True)}" for name, value in sections]
+    return "\n".join([*lines, 'Choose {"answer": …} or {"tools": […], "strategy": …, "require": …}.'])
 
 
 class FunctionReasoner(ReasonerBase):
@@ -195,9 +186,7 @@ def _prepared(value: Json, where: Callable[..., str]) -> Json:
                     expected="CEL in quotes",
                 )
             return _compiled(value["="], where("="))
-        return {
-            key: _prepared(one, lambda *path, k=key: where(k, *path)) for key, one in value.items()
-        }
+        return {key: _prepared(one, lambda *path, k=key: where(k, *path)) for key, one in value.items()}
     if isinstance(value, list | tuple):
         return [_prepared(one, lambda *path, n=n: where(n, *path)) for n, one in enumerate(value)]
     return value
@@ -231,9 +220,7 @@ def _blank(value: Json) -> Json:
             return None
         case dict():
             return {
-                key: _blank(one)
-                for key, one in value.items()
-                if not isinstance(one, Expression) or key in ACTION_KEYS
+                key: _blank(one) for key, one in value.items() if not isinstance(one, Expression) or key in ACTION_KEYS
             }
         case list():
             return [_blank(one) for one in value]
@@ -268,9 +255,7 @@ def parse_action(raw: object, *, default_strategy: Strategy = "serial") -> Actio
     raw = _as_json(raw)
     odd = sorted(str(key) for key in set(raw) - ACTION_KEYS)
     if odd:
-        _refuse(
-            "an action has keys that mean nothing", odd, f"only {', '.join(sorted(ACTION_KEYS))}"
-        )
+        _refuse("an action has keys that mean nothing", odd, f"only {', '.join(sorted(ACTION_KEYS))}")
     if ("answer" in raw) == ("tools" in raw):
         _refuse("an action has either an answer or tools", sorted(map(str, raw)))
     extras = {key: raw[key] for key in ("candidates", "propensity", "policy_version") if key in raw}
@@ -322,9 +307,7 @@ def _use(raw: object) -> ToolUse:
     except BadName as exc:
         _refuse(exc.what, raw.get("as") if raw.get("as") else raw.get("tool"), exc.expected)
     args = raw.get("args")
-    if args is not None and not (
-        isinstance(args, Mapping) and all(isinstance(key, str) for key in args)
-    ):
+    if args is not None and not (isinstance(args, Mapping) and all(isinstance(key, str) for key in args)):
         _refuse("the args of a tool are not an object", args)
     return ToolUse.model_validate({"tool": tool, "args": dict(args or {}), "as": label})
 
@@ -348,9 +331,7 @@ def _limited(action: Action) -> Action:
             _refuse("only parallel and mixed actions have 'require'", action.require)
         return action
     if isinstance(action.require, int) and action.require > len(action.slots):
-        _refuse(
-            "an action requires more than it has", action.require, f"at most {len(action.slots)}"
-        )
+        _refuse("an action requires more than it has", action.require, f"at most {len(action.slots)}")
     seen: set[str] = set()
     for slot in action.slots:
         labels = {use.label for use in slot}

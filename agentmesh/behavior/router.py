@@ -83,9 +83,7 @@ class BIRRouter:
         )
         return self.client.send(made, session=session)
 
-    def dispatch_many(
-        self, intents: Iterable[Intent | Mapping[str, Any]], *, session: Any = None
-    ) -> list[Any]:
+    def dispatch_many(self, intents: Iterable[Intent | Mapping[str, Any]], *, session: Any = None) -> list[Any]:
         """The handles, in order; all are accepted, or none. Mappings hold dispatch's arguments."""
         made: list[Intent] = []
         for number, one in enumerate(intents):
@@ -95,9 +93,7 @@ class BIRRouter:
                 exc.what = f"intent {number}: {exc.what}"
                 raise
             except TypeError as exc:
-                raise Mistake(
-                    f"intent {number}: {exc}", expected="the arguments of dispatch"
-                ) from None
+                raise Mistake(f"intent {number}: {exc}", expected="the arguments of dispatch") from None
         return self.client.send_many(made, session=session) if made else []
 
 
@@ -141,9 +137,7 @@ def make_intent(
         first = exc.errors(include_url=False, include_context=False)[0]
         name = str(first["loc"][0])
         refusal = BadName if name in {"intent", "from_id", "context_id"} else Mistake
-        raise refusal(
-            f"{name} is not allowed", value=first["input"], expected=first["msg"]
-        ) from None
+        raise refusal(f"{name} is not allowed", value=first["input"], expected=first["msg"]) from None
 
 
 def _checked_payload(payload: object) -> dict[str, Json]:
@@ -164,6 +158,4 @@ def _checked_policy(policy: PolicyPatch | Mapping[str, Json] | None) -> PolicyPa
     except ValidationError as exc:
         first = exc.errors(include_url=False, include_context=False)[0]
         name = ".".join(str(part) for part in first["loc"])
-        raise BadPolicy(
-            f"policy.{name} is not allowed", value=first["input"], expected=first["msg"]
-        ) from None
+        raise BadPolicy(f"policy.{name} is not allowed", value=first["input"], expected=first["msg"]) from None

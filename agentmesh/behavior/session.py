@@ -127,9 +127,7 @@ class SessionBuilder:
         """From now on `build(**values, **options)` makes the sessions of strategy `name`."""
         self._strategies[name] = build
 
-    def build(
-        self, strategy: str = "structured", options: Mapping[str, Json] | None = None, **values: Any
-    ) -> Session:
+    def build(self, strategy: str = "structured", options: Mapping[str, Json] | None = None, **values: Any) -> Session:
         """A session of `values` (the fields of Session). Raises Mistake for an unknown strategy."""
         made = self._strategies.get(strategy)
         if made is None:
@@ -146,9 +144,7 @@ class SessionBuilder:
 def structured(*, memory_keys: tuple[str, ...] | list[str] | None = None, **values: Any) -> Session:
     """All values as they are; `memory_keys` keeps only those entries of memory (None: all)."""
     if odd := sorted(set(values) - set(Session.__dataclass_fields__)):
-        raise Mistake(
-            "the strategy 'structured' has no such option", value=odd[0], expected="memory_keys"
-        )
+        raise Mistake("the strategy 'structured' has no such option", value=odd[0], expected="memory_keys")
     session = Session(**values)
     if memory_keys is None:
         return session

@@ -100,8 +100,4 @@ class Lexer:
 
 def quoted(text: str) -> str:
     """`text` as a CEL literal that holds printable ASCII only."""
-    return (
-        '"'
-        + "".join(c if " " <= c <= "~" and c not in '"\\' else f"\\U{ord(c):08x}" for c in text)
-        + '"'
-    )
+    return '"' + "".join(c if " " <= c <= "~" and c not in '"\\' else f"\\U{ord(c):08x}" for c in text) + '"'

@@ -69,9 +69,7 @@ def _policy(value: object) -> object:
 
 class _Part(Record):
     # Faults are told without their input: it may be an auth_token.
-    model_config = ConfigDict(
-        validate_by_name=True, validate_by_alias=True, hide_input_in_errors=True
-    )
+    model_config = ConfigDict(validate_by_name=True, validate_by_alias=True, hide_input_in_errors=True)
 
 
 class Meta(_Part):
@@ -176,8 +174,7 @@ def sign(
         raise PayloadTooLarge(
             "the envelope is too large",
             value=len(token),
-            expected=f"at most {MAX_TOKEN_BYTES} bytes; a payload over {INLINE_PAYLOAD_BYTES} "
-            "bytes goes by reference",
+            expected=f"at most {MAX_TOKEN_BYTES} bytes; a payload over {INLINE_PAYLOAD_BYTES} bytes goes by reference",
         )
     return token
 
@@ -210,9 +207,7 @@ def verify(
     return Verified(_envelope(claims), jti, key.kid, key.tenant, key.owner, key.grants)
 
 
-def _opened(
-    token: object, keys: Callable[[str], PublicKey | None]
-) -> tuple[PublicKey, dict[str, Json]]:
+def _opened(token: object, keys: Callable[[str], PublicKey | None]) -> tuple[PublicKey, dict[str, Json]]:
     """The key whose signature holds, and what it signed."""
     if not isinstance(token, str) or not _TOKEN.match(token):
         _refuse("form")

@@ -34,8 +34,16 @@ class JoinBackend(BaseBackend):  # type: ignore[misc]
         if state == states.SUCCESS and isinstance(result, tuple) and result:
             ring(result)
 
-    def mark_as_failure(self, task_id: str, exc: BaseException, traceback: Any = None, request: Any = None,
-                        store_result: bool = True, call_errbacks: bool = True, state: str = states.FAILURE) -> None:
+    def mark_as_failure(
+        self,
+        task_id: str,
+        exc: BaseException,
+        traceback: Any = None,
+        request: Any = None,
+        store_result: bool = True,
+        call_errbacks: bool = True,
+        state: str = states.FAILURE,
+    ) -> None:
         """A task that failed left its row to the rescuer; error callbacks in its message are ignored."""
 
     def store_result(self, task_id: str, result: Any, state: str, traceback: Any = None, request: Any = None,

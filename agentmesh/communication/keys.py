@@ -75,9 +75,7 @@ def default_path() -> Path:
     return Path.home() / ".agentmesh" / "keys" / "private.pem"
 
 
-def signing_key(
-    path: Path | None, *, environment: Environment, tenant: str = "default"
-) -> SigningKey:
+def signing_key(path: Path | None, *, environment: Environment, tenant: str = "default") -> SigningKey:
     """The key in `path` (None: `default_path()`); in development it is made on first use.
 
     Two processes that ask at once get the same key. Raises NoSigningKey when production has none
@@ -114,9 +112,7 @@ def new_key(path: Path, *, tenant: str = "default") -> SigningKey:
     return _signing_key(private, tenant)
 
 
-def load_key(
-    path: Path, *, environment: Environment = "development", tenant: str = "default"
-) -> SigningKey:
+def load_key(path: Path, *, environment: Environment = "development", tenant: str = "default") -> SigningKey:
     """The key whose private half lies in `path`.
 
     Raises NoSigningKey when the file is missing or holds no Ed25519 key; Unsafe in production when
@@ -145,9 +141,7 @@ def load_key(
     return _signing_key(private, tenant)
 
 
-def public_key(
-    key: SigningKey, *, owner: str, grants: tuple[str, ...], registered_at: datetime
-) -> PublicKey:
+def public_key(key: SigningKey, *, owner: str, grants: tuple[str, ...], registered_at: datetime) -> PublicKey:
     """What to register of `key` so that its signatures are believed."""
     return PublicKey(key.kid, key.tenant, key.public, owner, grants, registered_at)
 

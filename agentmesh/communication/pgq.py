@@ -73,9 +73,7 @@ class Channel(virtual.Channel):  # type: ignore[misc]
         session: Session = self.connection.session
         return session
 
-    def _put(
-        self, queue: str, message: dict[str, Any], _publish_batch: PublishBatch | None = None, **_: Any
-    ) -> None:
+    def _put(self, queue: str, message: dict[str, Any], _publish_batch: PublishBatch | None = None, **_: Any) -> None:
         put = Put(queue, self._get_message_priority(message), kombu.dumps(message))
         if _publish_batch is None:
             self.session.put([put])

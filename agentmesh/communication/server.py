@@ -64,9 +64,7 @@ class ACPServer:
             return None
         return self._handle(ring)
 
-    def _believed(
-        self, queue: str, task: str, said: tuple[object, object, object], token: object
-    ) -> Ring:
+    def _believed(self, queue: str, task: str, said: tuple[object, object, object], token: object) -> Ring:
         believed = None
         if token is not None:
             believed = verify(
@@ -89,9 +87,7 @@ class ACPServer:
         )
 
 
-def _arguments(
-    kind: object, row_id: object, epoch: object
-) -> tuple[Literal["trace", "step", "call"], UUID, int]:
+def _arguments(kind: object, row_id: object, epoch: object) -> tuple[Literal["trace", "step", "call"], UUID, int]:
     """The three, well formed. Raises EnvelopeRefused: whoever sent others is not one of us."""
     row = parse_id(row_id)
     if row is None or isinstance(epoch, bool) or not isinstance(epoch, int):

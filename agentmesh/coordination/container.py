@@ -70,9 +70,7 @@ class RuntimeContainer:
 
     def create(self, trace_id: UUID | str) -> Taken:
         """The trace, held by this container. Raises UnknownTrace when it is not free to be taken."""
-        found = self._db.once(
-            OPEN_STEP, {"trace": UUID(str(trace_id)), "agent": self._runtime.agent.spec.agent}
-        )
+        found = self._db.once(OPEN_STEP, {"trace": UUID(str(trace_id)), "agent": self._runtime.agent.spec.agent})
         spec = self._runtime.agent.spec
         taken = None
         if found:

@@ -119,13 +119,9 @@ def classification_in(results: Mapping[str, Json]) -> Classification | None:
 
 def as_classification(result: Json) -> Classification | None:
     """`result` as a Classification; None if it is something else."""
-    if not isinstance(result, dict) or not {"category", "confidence", "method", "round"} <= set(
-        result
-    ):
+    if not isinstance(result, dict) or not {"category", "confidence", "method", "round"} <= set(result):
         return None
-    return Classification(
-        result["category"], float(result["confidence"]), result["method"], int(result["round"])
-    )
+    return Classification(result["category"], float(result["confidence"]), result["method"], int(result["round"]))
 
 
 def is_settled(found: Classification) -> bool:
@@ -133,9 +129,7 @@ def is_settled(found: Classification) -> bool:
     return found.confidence >= SURE or found.round >= ROUNDS
 
 
-def solved(
-    payload: Mapping[str, Json], found: Classification | None, results: Mapping[str, Json]
-) -> dict[str, Json]:
+def solved(payload: Mapping[str, Json], found: Classification | None, results: Mapping[str, Json]) -> dict[str, Json]:
     """The finished case as JSON: classified, with its policy, its urgency and who has to look."""
     found = found or Classification(UNKNOWN, 0.0, "none", 0)
     policy, age = policy_for(found.category), int(payload["age_days"])

@@ -76,12 +76,7 @@ def load_test_messages(n: int, seed: int = SEED) -> list[Message]:
     order = sorted(by_category)
     shuffle.shuffle(order)
     rounds = max(len(found) for found in by_category.values())
-    dealt = (
-        by_category[name][turn]
-        for turn in range(rounds)
-        for name in order
-        if turn < len(by_category[name])
-    )
+    dealt = (by_category[name][turn] for turn in range(rounds) for name in order if turn < len(by_category[name]))
     return [message for message, _ in zip(dealt, range(n), strict=False)]
 
 

@@ -133,6 +133,4 @@ def _words(text: str) -> frozenset[str]:
 @cache
 def _rules() -> tuple[tuple[str, tuple[tuple[str, ...], ...]], ...]:
     lines = (line.split(": ", 1) for line in RULES.strip().splitlines())
-    return tuple(
-        (name, tuple(tuple(one.split()) for one in rest.split("|"))) for name, rest in lines
-    )
+    return tuple((name, tuple(tuple(one.split()) for one in rest.split("|"))) for name, rest in lines)

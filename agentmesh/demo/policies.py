@@ -27,12 +27,8 @@ class Policy:
 POLICIES = {
     one.area: one
     for one in (
-        Policy(
-            "security", 4, "person", "Block the card or phone, check the last payments by hand."
-        ),
-        Policy(
-            "disputes", 24, "person", "Open a dispute and ask the customer to confirm each entry."
-        ),
+        Policy("security", 4, "person", "Block the card or phone, check the last payments by hand."),
+        Policy("disputes", 24, "person", "Open a dispute and ask the customer to confirm each entry."),
         Policy("identity", 48, "person", "Check the documents, say which one is missing."),
         Policy("cash", 48, "agent", "Compare the machine's journal, correct a difference."),
         Policy("transfers", 48, "agent", "Trace the transfer, tell the customer where it stands."),
@@ -49,8 +45,7 @@ AREAS = {
     "disputes": "card_payment_not_recognised cash_withdrawal_not_recognised "
     "direct_debit_payment_not_recognised transaction_charged_twice extra_charge_on_statement "
     "request_refund Refund_not_showing_up reverted_card_payment?",
-    "identity": "unable_to_verify_identity verify_my_identity why_verify_identity "
-    "verify_source_of_funds",
+    "identity": "unable_to_verify_identity verify_my_identity why_verify_identity verify_source_of_funds",
     "cash": "atm_support cash_withdrawal_charge declined_cash_withdrawal pending_cash_withdrawal "
     "wrong_amount_of_cash_received wrong_exchange_rate_for_cash_withdrawal",
     "transfers": "balance_not_updated_after_bank_transfer beneficiary_not_allowed cancel_transfer "
@@ -66,8 +61,7 @@ AREAS = {
     "order_physical_card pending_card_payment virtual_card_not_working visa_or_mastercard",
     "exchange": "card_payment_wrong_exchange_rate exchange_charge exchange_rate exchange_via_app "
     "fiat_currency_support supported_cards_and_currencies",
-    "account": "age_limit apple_pay_or_google_pay country_support edit_personal_details "
-    "terminate_account",
+    "account": "age_limit apple_pay_or_google_pay country_support edit_personal_details terminate_account",
 }
 
 _AREA_OF = {category: area for area, names in AREAS.items() for category in names.split()}

@@ -23,8 +23,7 @@ DERIVED = (
     "from the category's policy and that derived age; the policies are invented for this demo."
 )
 NOTICE = (
-    "Messages and labels: BANKING77 (Casanueva et al. 2020, PolyAI-LDN/task-specific-datasets), "
-    "CC BY 4.0, unchanged."
+    "Messages and labels: BANKING77 (Casanueva et al. 2020, PolyAI-LDN/task-specific-datasets), CC BY 4.0, unchanged."
 )
 
 

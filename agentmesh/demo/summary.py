@@ -62,9 +62,7 @@ URGENCY = ("high", "medium", "low")
 AGES = ((1, "today"), (3, "1-2 days"), (7, "3-6 days"), (10**9, "a week or more"))
 
 
-def summarise(
-    cases: Iterable[Mapping[str, Json]], labels: Mapping[str, str], timing: Timing
-) -> Summary:
+def summarise(cases: Iterable[Mapping[str, Json]], labels: Mapping[str, str], timing: Timing) -> Summary:
     """The figures of a run. A case that was filed twice is counted once, and as a double."""
     filed = list(cases)
     once = {case["case"]: case for case in filed}

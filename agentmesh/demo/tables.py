@@ -124,8 +124,7 @@ def open_cases(connection: Connection, customer: int) -> list[dict[str, Json]]:
 def file_case(connection: Connection, *, trace_id: str, run: str, body: str) -> None:
     """One more filed case. No unique key guards the table: a case filed twice would show."""
     connection.exec_driver_sql(
-        "INSERT INTO demo.filed_cases (trace_id, run, body)"
-        " VALUES (%(trace_id)s, %(run)s, %(body)s)",
+        "INSERT INTO demo.filed_cases (trace_id, run, body) VALUES (%(trace_id)s, %(run)s, %(body)s)",
         {"trace_id": trace_id, "run": run, "body": body},
     )
 
@@ -133,9 +132,7 @@ def file_case(connection: Connection, *, trace_id: str, run: str, body: str) -> 
 def filed(connection: psycopg.Connection[Any], run: str) -> list[dict[str, Json]]:
     """The bodies of a run's filed cases in the order they were filed, doubles included."""
     with connection.cursor(row_factory=scalar_row) as cursor:
-        cursor.execute(
-            "SELECT body FROM demo.filed_cases WHERE run = %s ORDER BY filed_at, trace_id", (run,)
-        )
+        cursor.execute("SELECT body FROM demo.filed_cases WHERE run = %s ORDER BY filed_at, trace_id", (run,))
         return list(cursor)
 
 

@@ -129,5 +129,7 @@ def _read(name: str, said: object) -> tuple[Verdict | None, list[Remember]]:
         writes = [Remember.model_validate_json(jsontext.dumps(one, what="a memory entry")) for one in memory]
     except ValidationError as exc:
         first = exc.errors(include_url=False, include_context=False)[0]
-        raise CallbackFailed(f"callback {name} returned what is no verdict: {first['msg']}", value=first["input"]) from exc
+        raise CallbackFailed(
+            f"callback {name} returned what is no verdict: {first['msg']}", value=first["input"]
+        ) from exc
     return verdict, writes

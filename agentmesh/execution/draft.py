@@ -31,7 +31,9 @@ from agentmesh.state.changes import (
 )  # fmt: skip
 from agentmesh.state.traces import Held, Landed, Taken
 
-KEPT_WITHOUT_TRACE = frozenset({"error_code", "verdict", "ok", "node", "iteration", "strategy", "to", "intent", "trace"})
+KEPT_WITHOUT_TRACE = frozenset(
+    {"error_code", "verdict", "ok", "node", "iteration", "strategy", "to", "intent", "trace"}
+)
 """What stays in an event's body under `record_trace: false`."""
 
 MAX_TEXT = 4000
@@ -127,9 +129,7 @@ class Position:
         self, calls: Iterable[LiveCall], *, landed: Landed | None = None, wins: int | None = None, pending: int = 0
     ) -> Position:
         held = self.held if landed is None else traces.moved(self.held, landed, steps=self.held.steps)
-        return replace(
-            self, held=held, calls=tuple(calls), wins=self.wins if wins is None else wins, pending=pending
-        )
+        return replace(self, held=held, calls=tuple(calls), wins=self.wins if wins is None else wins, pending=pending)
 
     def answering(self, action: Action, view: Session) -> Position:
         return replace(self, action=action.model_dump(mode="json"), view=view)

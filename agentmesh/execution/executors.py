@@ -274,7 +274,13 @@ class Executor:
     # --- ends -----------------------------------------------------------------------------------------------------
 
     def _broke(
-        self, at: Position, draft: Draft, failure: Failure, *, callback: bool = False, spent: bool = False,
+        self,
+        at: Position,
+        draft: Draft,
+        failure: Failure,
+        *,
+        callback: bool = False,
+        spent: bool = False,
         result: Json = None,
     ) -> Position | None:
         """The reasoner or the callback failed: once more after a back-off, or the end its policy says.

@@ -24,7 +24,9 @@ def _said(exc: BaseException, code: str) -> Failure:
     match exc:
         case MeshError():
             detail = {"value": exc.value, "expected": exc.expected}
-            return Failure(exc.code, exc.what, permanent=exc.code in PERMANENT or isinstance(exc, BadJson), detail=detail)
+            return Failure(
+                exc.code, exc.what, permanent=exc.code in PERMANENT or isinstance(exc, BadJson), detail=detail
+            )
         case Permanent():
             return Failure(code, str(exc) or "permanent failure", permanent=True, detail={"type": "Permanent"})
         case Retry():

@@ -80,9 +80,7 @@ def count(at: Position, outcomes: Mapping[UUID, Outcome], draft: Draft) -> tuple
     return folded, calls
 
 
-def start_next(
-    at: Position, calls: list[LiveCall], folded: Fold, draft: Draft, *, keep: bool
-) -> list[Ring]:
+def start_next(at: Position, calls: list[LiveCall], folded: Fold, draft: Draft, *, keep: bool) -> list[Ring]:
     """Start the next call of each slot that goes on: here when we keep the trace, else by the rings returned."""
     rings = []
     for place, one in enumerate(calls):
@@ -150,4 +148,3 @@ def _pause_s(one: LiveCall, failure: Failure) -> float:
         return failure.after_s
     ceiling: float = min(one.call["backoff_cap_s"], one.call["backoff_s"] * 2.0 ** one.call["failures"])
     return random.uniform(0, ceiling)  # noqa: S311 - spreads retries, guards nothing
-

@@ -52,7 +52,9 @@ class Dispatch:
 class ToolRouter:
     """Resolves the actions of one process's agents. `announced()` gives the tools of other workers by name."""
 
-    def __init__(self, registry: ToolRegistry, announced: Callable[[str], dict[str, Row]], *, fan_out: int = MAX_CALLS) -> None:
+    def __init__(
+        self, registry: ToolRegistry, announced: Callable[[str], dict[str, Row]], *, fan_out: int = MAX_CALLS
+    ) -> None:
         self._registry = registry
         self._announced = announced
         self._fan_out = min(fan_out, MAX_CALLS)

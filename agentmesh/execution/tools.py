@@ -119,7 +119,9 @@ class Tool:
                 value = self.returns.dump_python(value, mode="json")
             return jsontext.loads(jsontext.dumps(value, what=f"the result of {self.name}"), what="a result")
         except (ValidationError, ValueError, TypeError) as exc:
-            raise BadResult(f"{self.name} returned what its annotation does not allow: {_line(exc)}", value=value) from exc
+            raise BadResult(
+                f"{self.name} returned what its annotation does not allow: {_line(exc)}", value=value
+            ) from exc
 
     def spec(self) -> dict[str, Json]:
         """What is announced: everything but the code."""

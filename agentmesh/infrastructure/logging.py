@@ -42,12 +42,8 @@ _BEARER = re.compile(r"\b(?P<head>[Bb]earer|[Bb]asic)\s+[A-Za-z0-9._~+/=-]{8,}")
 _TOKEN = re.compile(
     r"\beyJ[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]*|\b(?:sk|ghp|gho|xox[abp])[-_][A-Za-z0-9_-]{16,}"
 )
-_PEM = re.compile(
-    r"-----BEGIN [A-Z ]*PRIVATE KEY-----.*?(?:-----END [A-Z ]*PRIVATE KEY-----|\Z)", re.DOTALL
-)
-_UNPRINTABLE = re.compile(
-    r"[\x00-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff]"
-)
+_PEM = re.compile(r"-----BEGIN [A-Z ]*PRIVATE KEY-----.*?(?:-----END [A-Z ]*PRIVATE KEY-----|\Z)", re.DOTALL)
+_UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff]")
 
 
 @lru_cache(maxsize=2048)
@@ -66,9 +62,7 @@ def redact(value: Json) -> Json:
             return _redact_text(value)
         case Mapping():
             return {
-                _redact_text(str(key)): MASK
-                if one is not None and is_secret(str(key))
-                else redact(one)
+                _redact_text(str(key)): MASK if one is not None and is_secret(str(key)) else redact(one)
                 for key, one in value.items()
             }
         case list() | tuple():
@@ -100,10 +94,7 @@ Event = MutableMapping[str, Any]
 
 def redact_event(_logger: object, _method: str, event: Event) -> Event:
     """The one place where a log line loses its secrets."""
-    return {
-        key: MASK if value is not None and is_secret(key) else redact(value)
-        for key, value in event.items()
-    }
+    return {key: MASK if value is not None and is_secret(key) else redact(value) for key, value in event.items()}
 
 
 def _plain(_logger: object, _method: str, event: Event) -> Event:
@@ -144,9 +135,7 @@ def as_text_line(_logger: object, _method: str, event: Event) -> str:
 def _text(value: Json) -> str:
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
     shown = escape(text)
-    return (
-        json.dumps(shown, ensure_ascii=False) if not shown or re.search(r'[\s"=]', shown) else shown
-    )
+    return json.dumps(shown, ensure_ascii=False) if not shown or re.search(r'[\s"=]', shown) else shown
 
 
 def configure(

@@ -67,16 +67,10 @@ def _cores(value: object) -> object:
 
 
 def _listed(value: object) -> object:
-    return (
-        [one.strip() for one in value.split(",") if one.strip()]
-        if isinstance(value, str)
-        else value
-    )
+    return [one.strip() for one in value.split(",") if one.strip()] if isinstance(value, str) else value
 
 
-Seconds = Annotated[
-    float, BeforeValidator(_seconds), Field(gt=0, le=366 * 86400, allow_inf_nan=False)
-]
+Seconds = Annotated[float, BeforeValidator(_seconds), Field(gt=0, le=366 * 86400, allow_inf_nan=False)]
 """Written "500ms", "30s", "5min", "1h", or as a number of seconds."""
 Bytes = Annotated[int, BeforeValidator(_bytes), Field(gt=0)]
 """Written "64KiB", "16MiB", or as a number of bytes."""
@@ -281,9 +275,7 @@ def _shown(name: str, value: object) -> str:
 
 
 def _default_file(cwd: Path) -> Path | None:
-    return next(
-        (p for p in (cwd / "agentmesh.toml", cwd / "config/agentmesh.toml") if p.is_file()), None
-    )
+    return next((p for p in (cwd / "agentmesh.toml", cwd / "config/agentmesh.toml") if p.is_file()), None)
 
 
 def _from_file(path: Path) -> dict[str, _Given]:
@@ -347,9 +339,7 @@ def _read_secret(var: str, path: str) -> str:
     try:
         return Path(path).read_text(encoding="utf-8").strip()
     except (OSError, UnicodeDecodeError) as exc:
-        raise BadSettings(
-            f"the file that {var} names cannot be read", value=f"{path}: {exc}"
-        ) from None
+        raise BadSettings(f"the file that {var} names cannot be read", value=f"{path}: {exc}") from None
 
 
 def _from_flags(flags: Mapping[str, object]) -> Iterator[tuple[str, _Given]]:
@@ -375,9 +365,7 @@ def _unknown(name: str, where: str) -> BadSettings:
     near = _near(name, KNOWN)
     listed = ", ".join(known.split(".")[1] for known in KNOWN if known.startswith(section + "."))
     expected = near or (f"one of {listed}" if listed else None)
-    return BadSettings(
-        f"{where} names a setting that does not exist", value=name, expected=expected
-    )
+    return BadSettings(f"{where} names a setting that does not exist", value=name, expected=expected)
 
 
 def _refused(exc: ValidationError, given: Mapping[str, _Given]) -> BadSettings:
@@ -385,6 +373,4 @@ def _refused(exc: ValidationError, given: Mapping[str, _Given]) -> BadSettings:
     name = ".".join(str(part) for part in first["loc"][:2])
     where = given[name].origin if name in given else "default"
     value: Any = MASK if name in SECRET else first["input"]
-    return BadSettings(
-        f"{name} ({where}) has a value that is not allowed", value=value, expected=first["msg"]
-    )
+    return BadSettings(f"{name} ({where}) has a value that is not allowed", value=value, expected=first["msg"])

@@ -50,9 +50,7 @@ def load(text: str | bytes, *, source: str, error: type[MeshError] = BadYaml) ->
     """The data of one YAML document with its positions. Raises `error`, with file:line:column."""
     size = len(text.encode("utf-8", "surrogatepass") if isinstance(text, str) else text)
     if size > LIMIT_BYTES:
-        raise error(
-            f"{source} is too large", value=f"{size} bytes", expected=f"at most {LIMIT_BYTES} bytes"
-        )
+        raise error(f"{source} is too large", value=f"{size} bytes", expected=f"at most {LIMIT_BYTES} bytes")
     try:
         decoded = text if isinstance(text, str) else text.decode("utf-8")
         decoded.encode("utf-8")
@@ -96,9 +94,7 @@ class _Reader:
         except MarkedYAMLError as exc:
             mark = exc.problem_mark or exc.context_mark
             where = f"{self.source}:{mark.line + 1}:{mark.column + 1}" if mark else self.source
-            raise self.error(
-                f"{where} is not YAML: {exc.problem or exc.context}", expected="YAML 1.2"
-            ) from None
+            raise self.error(f"{where} is not YAML: {exc.problem or exc.context}", expected="YAML 1.2") from None
         except (YAMLError, ValueError) as exc:
             line = str(exc).strip().splitlines()[0] if str(exc).strip() else type(exc).__name__
             raise self.error(f"{self.source} is not YAML: {line}", expected="YAML 1.2") from None

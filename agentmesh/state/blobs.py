@@ -40,7 +40,9 @@ class BlobStore:
 
     def _put(self, tenant_id: str, body: bytes, what: str) -> Json:
         if len(body) > self._max:
-            raise PayloadTooLarge(f"{what} is too large", value=f"{len(body)} bytes", expected=f"at most {self._max} bytes")
+            raise PayloadTooLarge(
+                f"{what} is too large", value=f"{len(body)} bytes", expected=f"at most {self._max} bytes"
+            )
         digest = hashlib.sha256(body).hexdigest()
         self._db.once(PUT, {"tenant": tenant_id, "hash": digest, "body": body})
         return {"$blob": digest}

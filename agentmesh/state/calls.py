@@ -154,8 +154,15 @@ def _rings(row: Row) -> list[Ring]:
         rings.append(Ring("call", row["id"], row["epoch"], row["queue"], row["task"], trace, _up(row["priority"])))
     if row["next_id"] is not None:
         rings.append(
-            Ring("call", row["next_id"], row["next_epoch"], row["next_queue"], row["next_task"], trace,
-                 _up(row["next_priority"]))
+            Ring(
+                "call",
+                row["next_id"],
+                row["next_epoch"],
+                row["next_queue"],
+                row["next_task"],
+                trace,
+                _up(row["next_priority"]),
+            )
         )
     if row["fired"]:
         rings.append(step_ring(row, trace))

@@ -115,4 +115,6 @@ PARTS = {
 @lru_cache(maxsize=64)
 def statement(parts: tuple[str, ...]) -> str:
     """The statement for a change that has these parts; it returns kept and epoch where it won."""
-    return ",\n".join([TRACE, *(PARTS[part] for part in parts)]) + "\nSELECT worker_id IS NOT NULL AS kept, epoch FROM t"
+    return (
+        ",\n".join([TRACE, *(PARTS[part] for part in parts)]) + "\nSELECT worker_id IS NOT NULL AS kept, epoch FROM t"
+    )

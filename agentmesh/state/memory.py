@@ -71,16 +71,12 @@ class MemoryEntry:
     trusted: bool
 
 
-def write(
-    tx: Tx, tenant_id: str, context_id: str, trace_id: UUID | None, writes: Sequence[MemoryWrite]
-) -> None:
+def write(tx: Tx, tenant_id: str, context_id: str, trace_id: UUID | None, writes: Sequence[MemoryWrite]) -> None:
     """Add the next version of each entry, under the context's lock."""
     made = rows(trace_id, writes)
     row = tx.one(LOCK, {"tenant": tenant_id, "context": context_id, "n": len(made)})
     seq = row["mem_seq"] if row else None
-    tx.count(
-        WRITE, {"tenant": tenant_id, "context": context_id, "trace": trace_id, "seq": seq, "rows": jsonb(made)}
-    )
+    tx.count(WRITE, {"tenant": tenant_id, "context": context_id, "trace": trace_id, "seq": seq, "rows": jsonb(made)})
 
 
 def rows(trace_id: UUID | None, writes: Sequence[MemoryWrite]) -> list[dict[str, Json]]:
@@ -122,9 +118,7 @@ class MemoryEngine:
 
     def query(self, text: str, *, limit: int = 10) -> list[Row]:
         """Long-term entries that have the words of `text` (web search syntax), best first."""
-        return self._db.once(
-            SEARCH, {"tenant": self._tenant, "context": self._context, "text": text, "limit": limit}
-        )
+        return self._db.once(SEARCH, {"tenant": self._tenant, "context": self._context, "text": text, "limit": limit})
 
     def _own(self, memory_type: str) -> None:
         if memory_type not in {"short_term", "long_term"}:

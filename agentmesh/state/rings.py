@@ -85,7 +85,7 @@ def _each(db: Database, rings: Iterable[Ring], change: str) -> None:
     for kind, some in by_kind.items():
         ids: list[UUID] = [one.id for one in some]
         db.once(
-            f"UPDATE {TABLES[kind]} t SET {change} FROM unnest(%(ids)s::uuid[], %(epochs)s::int[]) x(id, epoch)"  # noqa: S608
+            f"UPDATE {TABLES[kind]} t SET {change} FROM unnest(%(ids)s::uuid[], %(epochs)s::int[]) x(id, epoch)"
             " WHERE t.id = x.id AND t.epoch = x.epoch AND t.status IN ('queued', 'ready', 'joined')",
             {"ids": ids, "epochs": [one.epoch for one in some]},
         )

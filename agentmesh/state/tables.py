@@ -198,7 +198,11 @@ steps = sa.Table(
     _one_of("phase", "run", "callback"),
     sa.CheckConstraint("pending >= 0 AND pending <= slots AND wins <= slots", name="countdown"),
     sa.Index(
-        "steps_successor", "trace_id", "after_step_id", "node", "iteration",
+        "steps_successor",
+        "trace_id",
+        "after_step_id",
+        "node",
+        "iteration",
         unique=True,
         postgresql_where=sa.text("after_step_id IS NOT NULL AND status <> 'superseded'"),
     ),

@@ -146,7 +146,10 @@ INSERT INTO mesh.events (trace_id, seq, tenant_id, name, step_id, call_id, body)
    FROM t, jsonb_to_recordset(%(events)s::jsonb) AS x(n int, name text, step_id uuid, call_id uuid, body jsonb)
 """
 
-def claim(db: Database, trace_id: UUID, epoch: int, *, agent: str, holder: Holder, start: dict[str, Any]) -> Taken | None:
+
+def claim(
+    db: Database, trace_id: UUID, epoch: int, *, agent: str, holder: Holder, start: dict[str, Any]
+) -> Taken | None:
     """The queued trace, running its first step under `holder`; None when it is not ours to start.
 
     `start` has plan, version, policy (a JSON object below the intent's own), node, kind, claim, received, started.

@@ -77,9 +77,7 @@ group: slow
         True,
         False,
     )
-    assert spec.effective_policy() == PolicyPatch(
-        max_steps=9, backoff=Backoff(base_s=2.0), callbacks=("tell",)
-    )
+    assert spec.effective_policy() == PolicyPatch(max_steps=9, backoff=Backoff(base_s=2.0), callbacks=("tell",))
     assert spec.session.options == {"memory_keys": ["long:name"]}
 
 
@@ -99,12 +97,7 @@ def test_a_policy_is_named_or_written_out(tmp_path: Path) -> None:
 
 def test_an_agent_that_names_no_policy_gets_the_default_file(tmp_path: Path) -> None:
     given = {"default": PolicyPatch(max_steps=3)}
-    assert (
-        agents.load_agent_file(
-            write(tmp_path, "agent: a\n" + RULES), policies=given
-        ).policy.max_steps
-        == 3
-    )
+    assert agents.load_agent_file(write(tmp_path, "agent: a\n" + RULES), policies=given).policy.max_steps == 3
 
 
 @pytest.mark.parametrize(
@@ -202,10 +195,7 @@ def test_the_shipped_agents_and_policies_load() -> None:
         .select_action(
             Session(
                 **{
-                    **{
-                        f: getattr(SEEN, f)
-                        for f in ("trace_id", "context_id", "tenant", "agent", "from_")
-                    },
+                    **{f: getattr(SEEN, f) for f in ("trace_id", "context_id", "tenant", "agent", "from_")},
                     "intent": "generate_report",
                     "payload": {"date": "2025-04-25", "project": "AlphaX"},
                 }
@@ -275,27 +265,19 @@ number = 5
 
 
 def test_a_class_named_by_a_file_is_made_with_its_parts(tmp_path: Path, module: str) -> None:
-    spec = agents.load_agent_file(
-        write(tmp_path, f"agent: a\nreasoner: {{python: '{module}:Mine'}}\n")
-    )
+    spec = agents.load_agent_file(write(tmp_path, f"agent: a\nreasoner: {{python: '{module}:Mine'}}\n"))
     made = spec.make_reasoner("memory", "tools", "trace")
     assert isinstance(made, ReasonerBase)
     assert made.select_action(SEEN) == {"answer": "memory"}
 
 
 def test_a_function_named_by_a_file_decides(tmp_path: Path, module: str) -> None:
-    spec = agents.load_agent_file(
-        write(tmp_path, f"agent: a\nreasoner: {{python: '{module}:decide'}}\n")
-    )
+    spec = agents.load_agent_file(write(tmp_path, f"agent: a\nreasoner: {{python: '{module}:decide'}}\n"))
     assert spec.make_reasoner().select_action(SEEN) == {"answer": "f"}
 
 
-@pytest.mark.parametrize(
-    "name", ["mesh_test_reasoners:nope", "no_such_module:x", "mesh_test_reasoners:number"]
-)
-def test_code_that_is_no_reasoner_is_refused_when_it_is_wanted(
-    tmp_path: Path, module: str, name: str
-) -> None:
+@pytest.mark.parametrize("name", ["mesh_test_reasoners:nope", "no_such_module:x", "mesh_test_reasoners:number"])
+def test_code_that_is_no_reasoner_is_refused_when_it_is_wanted(tmp_path: Path, module: str, name: str) -> None:
     spec = agents.load_agent_file(write(tmp_path, f"agent: a\nreasoner: {{python: '{name}'}}\n"))
     with pytest.raises(BadAgentFile):
         spec.make_reasoner()

@@ -278,9 +278,7 @@ def test_s29_a_wide_payload_is_refused_before_it_is_copied() -> None:
         made.evaluate({"payload": [0] * (expressions.LIMIT_UNITS + 1)})
 
 
-ATOMS = st.sampled_from(
-    ["1", "2.5", "'a'", "true", "null", "x", "x.y", "[1, 2]", "{'k': 1}", "'a\\n'"]
-)
+ATOMS = st.sampled_from(["1", "2.5", "'a'", "true", "null", "x", "x.y", "[1, 2]", "{'k': 1}", "'a\\n'"])
 
 
 def larger(inner: st.SearchStrategy[str]) -> st.SearchStrategy[str]:
@@ -321,7 +319,5 @@ def test_the_evaluator_comes_without_its_terminal_toolkit() -> None:
         "import sys; from agentmesh.behavior import expressions;"
         "assert expressions.compile('1 + 1', source='a').evaluate({}) == 2; print(*sys.modules)"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT
-    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     assert not {"prompt_toolkit", "typer", "rich"} & set(done.stdout.split())

@@ -88,9 +88,7 @@ def test_values_are_literals_or_expressions() -> None:
 
     action = decide([{"then": then}], payload={"text": "hi"})
 
-    assert action.slots[0][0] == ToolUse(
-        tool="search", args={"q": "hi!", "limit": 5, "deep": [2]}, as_="hits"
-    )
+    assert action.slots[0][0] == ToolUse(tool="search", args={"q": "hi!", "limit": 5, "deep": [2]}, as_="hits")
     assert (labels(action), action.strategy, action.require) == (
         [["hits"], ["cases"]],
         "parallel",
@@ -143,9 +141,7 @@ def test_a_rule_that_makes_no_sense_is_refused_when_it_is_read(rule: Any, says: 
     assert caught.value.what.startswith("rules[0]")
 
 
-@pytest.mark.parametrize(
-    "then", [{"tool": "x"}, {"tools": []}, {"tools": ["X y"]}, {"answer": 1, "tools": ["a"]}, 5]
-)
+@pytest.mark.parametrize("then", [{"tool": "x"}, {"tools": []}, {"tools": ["X y"]}, {"answer": 1, "tools": ["a"]}, 5])
 def test_an_action_that_can_never_be_is_refused_when_the_rule_is_read(then: Any) -> None:
     with pytest.raises(BadAction) as caught:
         RuleReasoner([{"then": then}])
@@ -243,9 +239,7 @@ def test_an_action_is_taken_as_it_is() -> None:
 
 
 def test_what_rewards_need_is_kept() -> None:
-    action = parse_action(
-        {"tools": ["a"], "candidates": ["a", "b"], "propensity": 0.5, "policy_version": "v1"}
-    )
+    action = parse_action({"tools": ["a"], "candidates": ["a", "b"], "propensity": 0.5, "policy_version": "v1"})
     assert (action.candidates, action.propensity, action.policy_version) == (("a", "b"), 0.5, "v1")
 
 

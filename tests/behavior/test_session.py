@@ -56,17 +56,13 @@ def test_the_structured_strategy_passes_values_through() -> None:
 
 def test_the_structured_strategy_can_choose_from_memory() -> None:
     memory = {"long:a": 1, "long:b": 2}
-    built = SessionBuilder().build(
-        "structured", {"memory_keys": ["long:b", "long:c"]}, **VALUES, memory=memory
-    )
+    built = SessionBuilder().build("structured", {"memory_keys": ["long:b", "long:c"]}, **VALUES, memory=memory)
     assert built.memory == {"long:b": 2}
 
 
 def test_a_strategy_can_be_registered() -> None:
     builder = SessionBuilder()
-    builder.register(
-        "loud", lambda **values: Session(**{**values, "intent": values["intent"].upper()})
-    )
+    builder.register("loud", lambda **values: Session(**{**values, "intent": values["intent"].upper()}))
     assert builder.build("loud", **VALUES).intent == "I"
 
 

@@ -55,7 +55,12 @@ def main(url: str, prefix: str, name: str, pool: str, *queues: str) -> None:
     harden(app, on_refused=lambda reason: say("refused", reason=reason))
     signals.worker_ready.connect(lambda **_: say("ready", tasks=sorted(app.tasks)), weak=False)
     app.Worker(
-        hostname=name, pool=pool, concurrency=2, queues=list(queues), without_gossip=True, without_mingle=True,
+        hostname=name,
+        pool=pool,
+        concurrency=2,
+        queues=list(queues),
+        without_gossip=True,
+        without_mingle=True,
         quiet=True,
     ).start()
 

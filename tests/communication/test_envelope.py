@@ -160,9 +160,7 @@ def test_s10_a_signed_auth_token_is_refused_for_it_would_be_kept() -> None:
 
 @given(st.dictionaries(st.text(LETTERS), st.integers(-(2**60), 2**60) | st.text(LETTERS)))
 def test_any_payload_is_read_as_it_was_sent(payload: dict[str, Any]) -> None:
-    assert believe(a_token(an_envelope(payload or {"": 1}))).envelope.command.payload == (
-        payload or {"": 1}
-    )
+    assert believe(a_token(an_envelope(payload or {"": 1}))).envelope.command.payload == (payload or {"": 1})
 
 
 def test_a_payload_of_the_inline_size_always_fits() -> None:
@@ -575,9 +573,7 @@ def test_s07_any_signed_bytes_are_refused(payload: bytes) -> None:
 @given(st.data())
 def test_any_signed_claims_are_believed_or_refused(data: st.DataObject) -> None:
     claims = claims_of(a_token())
-    where = data.draw(
-        st.sampled_from([claims, *(claims[p] for p in ("meta", "context", "command"))])
-    )
+    where = data.draw(st.sampled_from([claims, *(claims[p] for p in ("meta", "context", "command"))]))
     where[data.draw(st.sampled_from([*where, "locale", "policy", "auth_token"]))] = data.draw(JSON)
     try:
         got = believe(signed(json.dumps(claims).encode()))

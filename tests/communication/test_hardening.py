@@ -24,8 +24,13 @@ from tests.communication.conftest import Site, Worker
 
 
 def forge(
-    broker: Broker, ring: Ring, *, body: Any = None, embed: dict[str, Any] | None = None,
-    headers: dict[str, Any] | None = None, **message: Any,
+    broker: Broker,
+    ring: Ring,
+    *,
+    body: Any = None,
+    embed: dict[str, Any] | None = None,
+    headers: dict[str, Any] | None = None,
+    **message: Any,
 ) -> None:
     """A message written by hand: by default the genuine one of `ring`."""
     body = json.dumps([["call", str(ring.id), 1], {}, embed or {}]) if body is None else body

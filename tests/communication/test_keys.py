@@ -66,9 +66,7 @@ def test_s10_a_key_shows_its_id_and_nothing_else(path: Path) -> None:
 
 def test_s10_an_error_shows_nothing_of_the_file(path: Path) -> None:
     path.parent.mkdir()
-    path.write_text(
-        "-----BEGIN PRIVATE KEY-----\nc2VjcmV0LXNlY3JldA==\n-----END PRIVATE KEY-----\n"
-    )
+    path.write_text("-----BEGIN PRIVATE KEY-----\nc2VjcmV0LXNlY3JldA==\n-----END PRIVATE KEY-----\n")
     with pytest.raises(NoSigningKey) as refused:
         keys.load_key(path)
     assert "c2VjcmV0" not in str(refused.value)
@@ -93,9 +91,7 @@ def test_development_makes_its_key_on_first_use(path: Path) -> None:
     assert keys.signing_key(path, environment="development") == made
 
 
-def test_the_development_key_lies_under_the_home_directory(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_development_key_lies_under_the_home_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     made = keys.signing_key(None, environment="development")
     assert keys.load_key(tmp_path / ".agentmesh" / "keys" / "private.pem") == made
@@ -136,10 +132,7 @@ print(keys.signing_key(pathlib.Path(sys.argv[1]), environment="development").kid
 def test_processes_that_ask_at_once_get_one_key(path: Path) -> None:
     command = [sys.executable, "-c", ASK, str(path)]
     with ExitStack() as stack:
-        asking = [
-            stack.enter_context(subprocess.Popen(command, stdin=PIPE, stdout=PIPE, text=True))
-            for _ in range(2)
-        ]
+        asking = [stack.enter_context(subprocess.Popen(command, stdin=PIPE, stdout=PIPE, text=True)) for _ in range(2)]
         assert [one.stdout.readline() for one in asking if one.stdout] == ["ready\n"] * 2
         for one in asking:  # both stand before the door
             assert one.stdin is not None
@@ -149,9 +142,7 @@ def test_processes_that_ask_at_once_get_one_key(path: Path) -> None:
     assert kids == {keys.load_key(path).kid}
 
 
-def test_who_comes_second_takes_the_first_one_s_key(
-    path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_who_comes_second_takes_the_first_one_s_key(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made = keys.new_key(path)
     monkeypatch.setattr(Path, "exists", lambda self: False)  # looked just before it was there
     assert keys.signing_key(path, environment="development") == made

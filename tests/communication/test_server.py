@@ -87,9 +87,7 @@ def a_token(
 def test_an_envelope_that_is_believed_rings() -> None:
     mesh, token = Mesh(), a_token()
     assert mesh.receive("trace", str(TRACE), 1, token, task="agent.report") == "handled"
-    assert mesh.rings == [
-        Ring("trace", TRACE, 1, QUEUE, "agent.report", trace_id=TRACE, envelope=token)
-    ]
+    assert mesh.rings == [Ring("trace", TRACE, 1, QUEUE, "agent.report", trace_id=TRACE, envelope=token)]
     assert mesh.refused == []
 
 
@@ -121,9 +119,7 @@ FORGED: dict[str, tuple[str, object]] = {
 
 
 @pytest.mark.parametrize(("reason", "token"), FORGED.values(), ids=FORGED.keys())
-def test_s01_what_is_not_believed_is_refused_and_the_genuine_one_rings(
-    reason: str, token: object
-) -> None:
+def test_s01_what_is_not_believed_is_refused_and_the_genuine_one_rings(reason: str, token: object) -> None:
     mesh = Mesh()
     assert mesh.receive("trace", str(TRACE), 1, token) is None
     assert mesh.rings == []

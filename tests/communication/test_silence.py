@@ -63,9 +63,7 @@ def proxy(site: Site) -> Iterator[Proxy]:
     made.close()
 
 
-def test_worker_consumes_again_soon_after_its_connections_went_silent(
-    site: Site, broker: Broker, proxy: Proxy
-) -> None:
+def test_worker_consumes_again_soon_after_its_connections_went_silent(site: Site, broker: Broker, proxy: Proxy) -> None:
     parts = urlsplit(site.url.removeprefix("pgq+"))
     user = f"{parts.netloc.rpartition('@')[0]}@" if "@" in parts.netloc else ""
     url = site.url.replace(parts.netloc, f"{user}127.0.0.1:{proxy.port}", 1)

@@ -10,7 +10,13 @@ from agentmesh.infrastructure.database import jsonb
 
 @pytest.mark.parametrize(
     ("said", "kept"),
-    [("a\x00b", "a\ufffdb"), ("a\\\x00b", "a\\\ufffdb"), ("a\\u0000b", "a\\u0000b"), ("a\udc80b", "a?b"), ("é😀", "é😀")],
+    [
+        ("a\x00b", "a\ufffdb"),
+        ("a\\\x00b", "a\\\ufffdb"),
+        ("a\\u0000b", "a\\u0000b"),
+        ("a\udc80b", "a?b"),
+        ("é😀", "é😀"),
+    ],
 )
 def test_text_that_postgresql_cannot_hold_is_replaced_and_all_other_text_kept(said, kept):
     assert json.loads(jsonb({"said": said})) == {"said": kept}

@@ -44,9 +44,7 @@ def test_a_line_off_a_terminal_is_json() -> None:
 
 
 def test_a_line_on_a_terminal_is_words() -> None:
-    assert line(Terminal(), trace_id="t", note="two words").endswith(
-        ' info TOOL_EXEC trace_id=t note="two words"\n'
-    )
+    assert line(Terminal(), trace_id="t", note="two words").endswith(' info TOOL_EXEC trace_id=t note="two words"\n')
 
 
 def test_what_is_below_the_level_is_not_written() -> None:
@@ -69,9 +67,7 @@ def test_what_is_bound_to_the_context_is_in_every_line() -> None:
     assert json.loads(line())["worker"] == "w1"
 
 
-@pytest.mark.parametrize(
-    "text", ["a\nb", "\x1b[31mred", "a\rb", "a\u202eb", "\x07", "a\u2028b", "\x9b31m", "a\u200bb"]
-)
+@pytest.mark.parametrize("text", ["a\nb", "\x1b[31mred", "a\rb", "a\u202eb", "\x07", "a\u2028b", "\x9b31m", "a\u200bb"])
 def test_s35_no_control_character_is_written(text: str) -> None:
     for stream in (io.StringIO(), Terminal()):
         written = line(stream, value=text, nested={"k": text, text: 1})

@@ -90,9 +90,7 @@ def test_s57_secrets_are_not_shown() -> None:
     shown = f"{made!r} {made} {made.model_dump_json()} {settings.describe(made)}"
 
     assert "canary" not in shown
-    assert {row["value"] for row in settings.describe(made) if row["name"] == "database.url"} == {
-        "***"
-    }
+    assert {row["value"] for row in settings.describe(made) if row["name"] == "database.url"} == {"***"}
 
 
 def test_s57_a_secret_that_is_refused_is_not_shown(tmp_path: Path) -> None:
@@ -108,9 +106,7 @@ def test_times_are_written_with_units(text: object, seconds: float) -> None:
     assert settings.load(flags={"lease.lease": text}, environ={}).lease.lease == seconds
 
 
-@pytest.mark.parametrize(
-    ("text", "size"), [("64KiB", 65536), ("1MB", 1_000_000), ("16MiB", 16 * 1024**2), (100, 100)]
-)
+@pytest.mark.parametrize(("text", "size"), [("64KiB", 65536), ("1MB", 1_000_000), ("16MiB", 16 * 1024**2), (100, 100)])
 def test_sizes_are_written_with_units(text: object, size: int) -> None:
     assert settings.load(flags={"limits.blob": text}, environ={}).limits.blob == size
 
@@ -122,10 +118,7 @@ def test_a_time_that_is_none_is_refused(text: str) -> None:
 
 def test_described_values_can_be_written_back(tmp_path: Path) -> None:
     flags = {"lease.lease": "2500ms", "limits.blob": 1000}
-    rows = {
-        row["name"]: row["value"]
-        for row in settings.describe(settings.load(flags=flags, environ={}))
-    }
+    rows = {row["name"]: row["value"] for row in settings.describe(settings.load(flags=flags, environ={}))}
     again = settings.load(environ={}, flags={name: rows[name] for name in flags})
     assert (again.lease.lease, again.limits.blob) == (2.5, 1000)
 
@@ -187,18 +180,11 @@ def test_a_config_file_that_is_missing_is_an_error() -> None:
 
 
 def test_cores_are_counted() -> None:
-    assert (
-        settings.load(
-            environ={}, flags={"worker.tools_concurrency": "cores"}
-        ).worker.tools_concurrency
-        >= 1
-    )
+    assert settings.load(environ={}, flags={"worker.tools_concurrency": "cores"}).worker.tools_concurrency >= 1
 
 
 def test_lists_in_variables_are_separated_by_commas() -> None:
-    made = settings.load(
-        environ={"AGENTMESH_TOOLS_IMPORTS": "a.tools, b"}, cwd=Path("/nonexistent")
-    )
+    made = settings.load(environ={"AGENTMESH_TOOLS_IMPORTS": "a.tools, b"}, cwd=Path("/nonexistent"))
     assert made.tools.imports == ("a.tools", "b")
 
 
@@ -210,10 +196,7 @@ def test_an_unknown_name_has_no_origin() -> None:
 def test_the_shipped_file_names_every_setting_with_its_default(tmp_path: Path) -> None:
     shipped = (ROOT / "config/agentmesh.toml").read_text()
     switched_on = write(tmp_path / "on.toml", re.sub(r"(?m)^# (?=\w+ = )", "", shipped))
-    plain = {
-        row["name"]: row["value"]
-        for row in settings.describe(settings.load(environ={}, cwd=tmp_path))
-    }
+    plain = {row["name"]: row["value"] for row in settings.describe(settings.load(environ={}, cwd=tmp_path))}
 
     rows = settings.describe(settings.load(config=switched_on, environ={}))
 
@@ -229,9 +212,5 @@ def test_every_line_of_the_shipped_file_is_explained() -> None:
 
 def test_importing_settings_is_light() -> None:
     code = "import sys; import agentmesh.infrastructure.settings; print(*sys.modules)"
-    loaded = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT
-    )
-    assert not {"celery", "sqlalchemy", "ruamel.yaml", "cel", "structlog"} & set(
-        loaded.stdout.split()
-    )
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert not {"celery", "sqlalchemy", "ruamel.yaml", "cel", "structlog"} & set(loaded.stdout.split())
