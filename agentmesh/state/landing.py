@@ -48,7 +48,8 @@ PARTS = {
      error jsonb, pending int, wins int, failures int, callbacks text[], timeout_s float8, wake_s float8)
    WHERE st.id = x.id AND st.trace_id = %(trace)s AND st.tenant_id = t.tenant_id)""",
     "new_steps": """ns AS (INSERT INTO mesh.steps (id, tenant_id, trace_id, after_step_id, ordinal, node, iteration, kind,
-     phase, status, require, need, slots, pending, queue, agent, priority, callbacks, action, started_at, deadline, rung_at, mem_seq)
+     phase, status, require, need, slots, pending, queue, agent, priority, callbacks, action, started_at, deadline,
+     rung_at, mem_seq)
    SELECT x.id, t.tenant_id, t.id, x.after_step_id, x.ordinal, x.node, x.iteration, x.kind, x.phase,
      CASE WHEN x.status <> 'running' OR t.worker_id IS NOT NULL THEN x.status
        WHEN x.kind = 'tools' THEN 'waiting' ELSE 'ready' END,
@@ -78,7 +79,8 @@ PARTS = {
    WHERE cl.id = x.id AND cl.step_id = %(step)s AND cl.tenant_id = t.tenant_id AND cl.epoch = x.epoch
      AND cl.status IN ('running', 'held', 'ready'))""",
     "new_calls": """nc AS (INSERT INTO mesh.calls (id, tenant_id, trace_id, step_id, slot, idx, slot_size, slot_mode, tool,
-     label, args, needs, effect, inline, status, queue, task, priority, idem_key, timeout_s, max_attempts, backoff_s, backoff_cap_s, n,
+     label, args, needs, effect, inline, status, queue, task, priority, idem_key, timeout_s, max_attempts, backoff_s,
+     backoff_cap_s, n,
      worker_id, child, deadline, rung_at)
    SELECT x.id, t.tenant_id, t.id, x.step_id, x.slot, x.idx, x.slot_size, x.slot_mode, x.tool, x.label, x.args, x.needs,
      x.effect, x.inline, CASE WHEN x.status = 'running' AND t.worker_id IS NULL THEN 'ready' ELSE x.status END,
