@@ -285,12 +285,10 @@ class Transport(virtual.Transport):  # type: ignore[misc]
     def register_with_event_loop(self, connection: object, loop: Any) -> None:
         fds = (self.listener.fileno(), self._reads)
         for fd in fds:
-            loop.add_reader(fd, self._hear)
-        loop.on_tick.add(self._tick)
+            loop.add_reader(fd, self._turn)
         timer = loop.call_repeatedly(LOOK_S, self._keep_up)
 
         def unregister() -> None:
-            loop.on_tick.discard(self._tick)
             timer.cancel()
             for fd in fds:
                 loop.remove_reader(fd)
@@ -298,14 +296,16 @@ class Transport(virtual.Transport):  # type: ignore[misc]
         self._unregister = unregister
 
     def on_readable(self, fileno: int) -> None:
-        self._hear()
+        self._turn()
 
-    def _tick(self) -> None:
+    def _turn(self, *_: object) -> None:
+        # as a reader, not on the loop's tick: a prefork pool looks there for what it was given, perhaps before us
+        self._hear()
         self._deliver_some()
         if any(channel.rung and channel.room() for channel in self.channels):
             self.poke()
 
-    def _hear(self, *_: object) -> None:
+    def _hear(self) -> None:
         with contextlib.suppress(OSError):
             while os.read(self._reads, 4096):
                 pass

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 import psycopg
 import pytest
 from kombu import Connection, Exchange, Queue
+from kombu.asynchronous import Hub
 
 from agentmesh.communication import pgq
 from agentmesh.communication.broker import Broker
@@ -62,6 +63,39 @@ def test_worker_consumes_on_after_its_sessions_were_terminated(site: Site, dsn: 
         broker.close()
         app.close()
         worker.stop()
+
+
+class Loop(Hub):
+    """Says in which order it waited, ticked and was given messages; on each tick the pool comes first."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.said: list[str] = []
+        self.on_tick = PoolFirst([lambda: self.said.append("tick")])
+        waits = self.poller.poll
+        self.poller.poll = lambda timeout: self.said.append("wait") or waits(timeout)
+
+
+class PoolFirst(list[object]):
+    add = list.append
+    discard = list.remove
+
+
+def test_delivered_message_is_handed_on_before_the_loop_waits_again(site: Site) -> None:
+    # a prefork pool hands on what it was given when the loop ticks: a delivery later in that tick waited for a look
+    pgq.register()
+    loop = Loop()
+    with Connection(site.url) as connection, connection.Consumer(
+        Queue("loop"), callbacks=[lambda *_: loop.said.append("given")], no_ack=True
+    ):  # fmt: skip
+        connection.transport.register_with_event_loop(connection.connection, loop)
+        with Connection(site.url) as other:
+            other.SimpleQueue("loop").put({"n": 1})
+        turns = loop.create_loop()
+        while "given" not in loop.said or loop.said[-1] == "given":
+            next(turns)
+    loop.close()
+    assert loop.said[loop.said.index("given") + 1] == "tick"
 
 
 def test_take_gives_the_highest_priority_first_and_the_oldest_within_it(session: Session) -> None:
