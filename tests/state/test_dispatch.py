@@ -235,7 +235,6 @@ def test_a_ring_that_fails_does_not_raise_into_the_callers_commit(lab, own):
 
 
 def test_an_async_session_dispatches_through_run_sync(lab, database_url):
-    pytest.importorskip("greenlet")
     from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 
     async def work():
