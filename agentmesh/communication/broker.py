@@ -14,21 +14,10 @@ from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
-from celery import Celery, chord
+from celery import Celery
 
 from agentmesh.communication import pgq
-from agentmesh.communication.lines import (
-    LENT,
-    AmqpLine,
-    Line,
-    PgqLine,
-    argsrepr,
-    lending,
-    lost,
-    ring_args,
-    ring_kwargs,
-    wire_priority,
-)
+from agentmesh.communication.lines import AmqpLine, Chord, Line, PgqLine, lost
 from agentmesh.errors import BadSettings, BrokerUnreachable
 from agentmesh.records import Ring
 
@@ -105,7 +94,7 @@ def make_app(
     pgq.register()
     url = pgq.broker_url(broker_url) if broker_url.startswith("postgres") else broker_url
     path = backend if isinstance(backend, str) else f"{backend.__module__}:{backend.__qualname__}"
-    app = Celery(name, broker=url, backend=path, amqp=LENT, set_as_current=False)
+    app = Celery(name, broker=url, backend=path, set_as_current=False)
     options = _transport_options(url, key_prefix)
     app.conf.update(SETTINGS, worker_prefetch_multiplier=prefetch, broker_transport_options=options)
     return app
@@ -142,20 +131,12 @@ class Broker:
     def ring(self, rings: Sequence[Ring]) -> list[Ring]:
         """The doorbells are on their queues, but for those returned: the broker did not take them. Never raises
         for a broker that is away; after one that hung, all are returned at once for a second."""
-        return self._publish(list(rings), lambda line, left: line.publish(left))
+        return self._publish(list(rings), None)
 
     def dispatch_chord(self, header: Sequence[Ring], body: Ring) -> list[Ring]:
-        """The header is on its queues as a real chord whose body is `body`, ids only; what comes back was refused.
-        A backend of ours counts the parts in the rows, so no task polls for their end."""
-
-        def publish(line: Line, _: list[Ring]) -> None:
-            parts = [self._signature(one, line) for one in header]
-            with line.producer() as producer, lending(producer):
-                chord(parts, app=self.app).apply_async(
-                    kwargs={"body": self._signature(body, line)}, task_id=body.task_id
-                )
-
-        return self._publish(list(header), publish)
+        """The header is on its queues with the messages of a Celery chord whose body is `body`; what comes back was
+        refused. A backend of ours counts the parts in the rows, so no task polls for their end."""
+        return self._publish(list(header), Chord(header, body))
 
     def depths(self, queues: Sequence[str]) -> dict[str, int]:
         """How many messages wait in each queue, 0 for one that does not exist; none is made by asking."""
@@ -174,12 +155,12 @@ class Broker:
         for line in idle:
             line.close()
 
-    def _publish(self, rings: list[Ring], publish: Callable[[Line, list[Ring]], None]) -> list[Ring]:
-        """`publish` may take from the list what it has sent; what is left when it fails is refused."""
+    def _publish(self, rings: list[Ring], chord: Chord | None) -> list[Ring]:
+        """A line may take from the list what it has sent; what is left when it fails is refused."""
         if not rings or time.monotonic() < self._closed_until:
             return rings
         try:
-            self._use(lambda line: publish(line, rings))
+            self._use(lambda line: line.publish(rings, chord))
         except lost():
             self._closed_until = time.monotonic() + BREAK_S
             return rings
@@ -218,13 +199,6 @@ class Broker:
         if not kept:
             line.close()
         return answer
-
-    def _signature(self, ring: Ring, line: Line) -> Any:
-        return self.app.signature(
-            ring.task, args=ring_args(ring), kwargs=ring_kwargs(ring), immutable=True, queue=ring.queue,
-            task_id=ring.task_id, priority=wire_priority(line.scheme, ring.priority), argsrepr=argsrepr(ring),
-            kwargsrepr="{}", ignore_result=True,
-        )  # fmt: skip
 
 
 def line_to(app: Celery) -> Line:

@@ -11,16 +11,13 @@ import os
 import select
 import socket
 import sys
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any, ClassVar, Protocol
 
 import psycopg
 from amqp.exceptions import AMQPError, NotFound  # type: ignore[import-untyped]
 from celery import Celery
-from celery.app.amqp import AMQP
-from kombu import messaging as kombu_messaging
 from kombu.exceptions import KombuError, OperationalError
 from kombu.utils import json as kombu_json
 
@@ -29,7 +26,6 @@ from agentmesh.records import Ring
 
 # kombu is annotated in part
 kombu: Any = kombu_json
-messaging: Any = kombu_messaging
 CONNECT_S = 1.0
 ANSWER_S = 2.0
 
@@ -54,25 +50,45 @@ def ring_args(ring: Ring) -> list[Any]:
     return [ring.kind, str(ring.id), ring.epoch]
 
 
-def ring_kwargs(ring: Ring) -> dict[str, Any]:
-    return {} if ring.envelope is None else {"envelope": ring.envelope}
-
-
 def argsrepr(ring: Ring) -> str:
     """What Flower and the logs show of the arguments."""
     return f"({ring.kind!r}, trace={ring.trace_id})"
 
 
-def headers_of(ring: Ring, origin: str) -> dict[str, Any]:
+class Chord:
+    """What makes the messages of a step's calls a chord of Celery's: their group, and the body to apply at its end."""
+
+    def __init__(self, header: Sequence[Ring], body: Ring) -> None:
+        self.group = str(body.id)
+        self.index = {ring.id: n for n, ring in enumerate(header)}
+        self._body = body
+
+    def signature(self, scheme: str) -> dict[str, Any]:
+        body = self._body
+        options = {
+            "queue": body.queue, "task_id": body.task_id, "priority": wire_priority(scheme, body.priority),
+            "argsrepr": argsrepr(body), "kwargsrepr": "{}", "ignore_result": True, "group_id": self.group,
+        }  # fmt: skip
+        return {
+            "task": body.task, "args": ring_args(body), "kwargs": {}, "options": options, "subtask_type": None,
+            "immutable": True,
+        }  # fmt: skip
+
+
+def headers_of(ring: Ring, origin: str, chord: Chord | None) -> dict[str, Any]:
+    group, index = (None, None) if chord is None else (chord.group, chord.index[ring.id])
     return {
         "lang": "py", "task": ring.task, "id": ring.task_id, "shadow": None, "eta": None, "expires": None,
-        "group": None, "group_index": None, "retries": 0, "timelimit": [None, None], "root_id": ring.task_id,
+        "group": group, "group_index": index, "retries": 0, "timelimit": [None, None], "root_id": ring.task_id,
         "parent_id": None, "argsrepr": argsrepr(ring), "kwargsrepr": "{}", "origin": origin, "ignore_result": True,
         "replaced_task_nesting": 0, "stamped_headers": None, "stamps": {},
     }  # fmt: skip
 
 
-_NO_CANVAS = {"callbacks": None, "errbacks": None, "chain": None, "chord": None}
+def body_of(ring: Ring, chord: Chord | None, scheme: str) -> list[Any]:
+    kwargs = {} if ring.envelope is None else {"envelope": ring.envelope}
+    canvas = {"callbacks": None, "errbacks": None, "chain": None, "chord": chord and chord.signature(scheme)}
+    return [ring_args(ring), kwargs, canvas]
 
 
 class HeldLine:
@@ -94,30 +110,20 @@ class HeldLine:
             self.close()
             raise
 
-    def message(self, ring: Ring) -> Any:
-        body = json.dumps((ring_args(ring), ring_kwargs(ring), _NO_CANVAS), separators=(",", ":"))
+    def message(self, ring: Ring, chord: Chord | None) -> Any:
+        body = json.dumps(body_of(ring, chord, self.scheme), separators=(",", ":"))
         properties = {"correlation_id": ring.task_id, "reply_to": "", "delivery_mode": 1}
         return self.channel.prepare_message(
             body.encode() if self.scheme == "amqp" else body, wire_priority(self.scheme, ring.priority),
-            "application/json", "utf-8", headers_of(ring, self._origin), properties,
+            "application/json", "utf-8", headers_of(ring, self._origin, chord), properties,
         )  # fmt: skip
 
-    def envelope(self, ring: Ring) -> str:
+    def envelope(self, ring: Ring, chord: Chord | None) -> str:
         """The message as the virtual transports keep it."""
-        made = self.message(ring)
+        made = self.message(ring, chord)
         self.channel._inplace_augment_message(made, "", ring.queue)
         text: str = kombu.dumps(made)
         return text
-
-    @contextmanager
-    def producer(self) -> Iterator[Any]:
-        """A kombu producer whose messages leave together where the broker can do that."""
-        made = messaging.Producer(self.channel, auto_declare=False)
-        if not made.supports_batch_publish:
-            yield made
-            return
-        with made.batch():
-            yield made
 
     def close(self) -> None:
         with suppress(*lost()):
@@ -132,7 +138,7 @@ class AmqpLine(HeldLine):
         self._arguments = {"x-max-priority": app.conf.task_queue_max_priority}
         self._declared: set[str] = set()
 
-    def publish(self, rings: list[Ring]) -> None:
+    def publish(self, rings: list[Ring], chord: Chord | None) -> None:
         """What could be handed over is taken from `rings`, also when it raises."""
         self._look_for_farewell()
         while rings:
@@ -140,7 +146,7 @@ class AmqpLine(HeldLine):
             if ring.queue not in self._declared:
                 self.channel.queue_declare(queue=ring.queue, durable=True, auto_delete=False, arguments=self._arguments)
                 self._declared.add(ring.queue)
-            self.channel.basic_publish(self.message(ring), exchange="", routing_key=ring.queue)
+            self.channel.basic_publish(self.message(ring, chord), exchange="", routing_key=ring.queue)
             rings.pop(0)
 
     def depths(self, queues: list[str]) -> dict[str, int]:
@@ -158,12 +164,6 @@ class AmqpLine(HeldLine):
         self._look_for_farewell()
         self._connection.channel().close()
 
-    @contextmanager
-    def producer(self) -> Iterator[Any]:
-        self._look_for_farewell()
-        with super().producer() as made:
-            yield made
-
     def _look_for_farewell(self) -> None:
         """A broker that went away has said so; a write would be taken by the kernel and lost."""
         wire = self._connection.connection
@@ -177,8 +177,8 @@ class PgqLine(HeldLine):
     def __init__(self, app: Celery) -> None:
         super().__init__(app, {"deadline_s": ANSWER_S})
 
-    def publish(self, rings: list[Ring]) -> None:
-        self.channel.session.put([Put(one.queue, one.priority, self.envelope(one)) for one in rings])
+    def publish(self, rings: list[Ring], chord: Chord | None) -> None:
+        self.channel.session.put([Put(one.queue, one.priority, self.envelope(one, chord)) for one in rings])
 
     def depths(self, queues: list[str]) -> dict[str, int]:
         sizes = self.channel.session.sizes(queues)
@@ -188,46 +188,12 @@ class PgqLine(HeldLine):
         self.channel.session.alive()
 
 
-_lent = threading.local()
-
-
-@contextmanager
-def lending(producer: Any) -> Iterator[None]:
-    """What Celery publishes in this thread meanwhile (a chord cannot be handed a producer) leaves through this one."""
-    _lent.producer = producer
-    try:
-        yield
-    finally:
-        _lent.producer = None
-
-
-class Lent(AMQP):  # type: ignore[misc]
-    """Celery's publishing, which uses the line that is lent to this thread before it opens one of its own."""
-
-    @property
-    def producer_pool(self) -> Any:
-        producer = getattr(_lent, "producer", None)
-        return AMQP.producer_pool.fget(self) if producer is None else _Pool(producer)
-
-
-class _Pool:
-    def __init__(self, producer: Any) -> None:
-        self._producer = producer
-
-    def acquire(self, **_: Any) -> Any:
-        return nullcontext(self._producer)
-
-
-LENT = f"{__name__}:{Lent.__name__}"
-
-
 class Line(Protocol):
     """What the broker asks of a connection."""
 
     scheme: ClassVar[str]
 
-    def publish(self, rings: list[Ring]) -> None: ...
+    def publish(self, rings: list[Ring], chord: Chord | None) -> None: ...
     def depths(self, queues: list[str]) -> dict[str, int]: ...
     def ping(self) -> None: ...
-    def producer(self) -> Any: ...
     def close(self) -> None: ...

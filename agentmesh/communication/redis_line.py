@@ -10,7 +10,7 @@ from kombu.transport import redis as kombu_redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from agentmesh.communication.lines import ANSWER_S, CONNECT_S, HeldLine, wire_priority
+from agentmesh.communication.lines import ANSWER_S, CONNECT_S, Chord, HeldLine, wire_priority
 from agentmesh.communication.pgq import NO_MESSAGE
 from agentmesh.records import Ring
 
@@ -26,11 +26,11 @@ class RedisLine(HeldLine):
         # redis-py would repeat by itself for seconds
         self.channel.pool.connection_kwargs["retry"] = Retry(NoBackoff(), 0)
 
-    def publish(self, rings: list[Ring]) -> None:
+    def publish(self, rings: list[Ring], chord: Chord | None) -> None:
         with self.channel.conn_or_acquire() as client, client.pipeline(transaction=False) as pipe:
             for ring in rings:
                 key = self.channel._q_for_pri(ring.queue, wire_priority(self.scheme, ring.priority))
-                pipe.lpush(key, self.envelope(ring))
+                pipe.lpush(key, self.envelope(ring, chord))
             pipe.execute()
 
     def depths(self, queues: list[str]) -> dict[str, int]:

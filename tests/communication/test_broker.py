@@ -8,12 +8,16 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
+from typing import Any
 
+import celery
 import pytest
+from celery import Celery
 
 from agentmesh.communication.broker import Broker, make_app
+from agentmesh.communication.lines import Chord, argsrepr, body_of, headers_of, ring_args
 from agentmesh.errors import BadSettings, BrokerUnreachable
-from agentmesh.records import new_id
+from agentmesh.records import Ring, new_id
 from tests.communication.conftest import CountingNothing, Site, Worker
 
 
@@ -85,6 +89,40 @@ def test_chord_is_celery_s_own_with_an_immutable_body_and_no_unlock_task(
         assert part["body"]["args"] == ["step", str(body.id), 1]
         assert part["body"]["options"]["task_id"] == body.task_id
     assert broker.depths(["agentmesh"])["agentmesh"] == 0
+
+
+def test_chord_s_messages_are_those_that_celery_s_canvas_publishes() -> None:
+    body = Ring("step", new_id(), 3, "agent.echo", "agent.echo", new_id(), 6)
+    header = [Ring("call", new_id(), 1, "tools", "tool.echo", new_id(), 6) for _ in range(2)]
+    chord = Chord(header, body)
+    ours = [{"headers": headers_of(one, "here", chord), "body": body_of(one, chord, "memory")} for one in header]
+    assert ours == published_by_canvas(header, body)
+
+
+def published_by_canvas(header: list[Ring], body: Ring) -> list[dict[str, Any]]:
+    """What `celery.chord` puts on a queue for these rings, with our names for the group and the sender."""
+    app = Celery("canvas", broker="memory://", backend=CountingNothing, set_as_current=False)
+
+    def signature(ring: Ring) -> Any:
+        return app.signature(
+            ring.task, args=ring_args(ring), immutable=True, queue=ring.queue, task_id=ring.task_id,
+            priority=ring.priority, argsrepr=argsrepr(ring), kwargsrepr="{}", ignore_result=True,
+        )  # fmt: skip
+
+    celery.chord([signature(one) for one in header], app=app).apply_async(
+        kwargs={"body": signature(body)}, task_id=body.task_id
+    )
+    found = []
+    with app.connection_for_read() as connection, connection.SimpleQueue(app.amqp.queues["tools"]) as inbox:
+        for _ in header:
+            message = inbox.get(timeout=5)
+            group = message.headers["group"]
+            message.headers["origin"] = "here"
+            said = {"headers": message.headers, "body": json.loads(message.body)}
+            said["body"][2]["chord"]["options"].pop("reply_to")  # results are not sent anywhere
+            found.append(json.loads(json.dumps(said).replace(group, str(body.id))))
+    app.close()
+    return found
 
 
 def test_asking_for_depths_makes_no_queue(site: Site, broker: Broker) -> None:
