@@ -209,7 +209,9 @@ class Lab:
 
     def ring(self, trace: Any) -> Ring:
         """The doorbell of the newest step of the trace."""
-        step = self.step(trace)
+        return self.ring_of(self.step(trace), trace)
+
+    def ring_of(self, step: dict[str, Any], trace: Any) -> Ring:
         return Ring("step", step["id"], step["epoch"], step["queue"], f"agent.{step['agent']}", trace.id)
 
     # --- forcing

@@ -141,7 +141,7 @@ class Executor:
             pending=plan.slots, callbacks=effects_of(at.policy), timeout_s=sum(one.timeout_s for one in plan.calls),
             action={"strategy": action.strategy},
         )  # fmt: skip
-        draft.new_steps.append(made)
+        draft.new_steps += [made, *plan.groups]
         draft.new_calls += plan.calls
         draft.event("TOOL_DISPATCH", made.id, strategy=action.strategy, require=plan.require,
                     tools=[one.label for one in plan.calls])  # fmt: skip

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 from uuid import UUID
 
@@ -20,6 +20,8 @@ from agentmesh.state.changes import NewCall, NewStep
 from agentmesh.state.traces import Held
 
 MAX_CALLS = 10_000
+GROUP = 200
+"""A step counts at most so many slots; a wider one is cut into groups, each with a counter of its own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +49,7 @@ class Dispatch:
     require: str
     calls: tuple[NewCall, ...]
     inline: bool
+    groups: tuple[NewStep, ...] = ()
 
 
 class ToolRouter:
@@ -81,7 +84,8 @@ class ToolRouter:
             for slot, (mode, in_slot) in enumerate(shape)
             for idx, use in enumerate(in_slot)
         ]
-        return Dispatch(len(shape), int(need), str(action.require), tuple(calls), inline)
+        dispatch = Dispatch(len(shape), int(need), str(action.require), tuple(calls), inline)
+        return dispatch if inline or len(shape) <= GROUP else _grouped(dispatch, step)
 
     def _offer(self, name: str, held: Held, allowed: set[str]) -> Offer:
         announced = {} if name in self._registry else self._announced(held.tenant_id)
@@ -132,6 +136,23 @@ def _shape(action: Action) -> list[tuple[Literal["all", "first"], tuple[ToolUse,
             return [("first", uses)]
         case "mixed":
             return [("first", slot) for slot in action.slots]
+
+
+def _grouped(dispatch: Dispatch, step: NewStep) -> Dispatch:
+    """The same in groups of slots, which count for themselves: many results at once do not wait for one counter.
+
+    The groups' rows are made after their calls, as locks are taken.
+    """
+    groups = [
+        NewStep(
+            new_id(), step.node, "group", "waiting", step.iteration, step.ordinal, require=dispatch.require, slots=width,
+            pending=width, group_of=step.id,
+        )
+        for first in range(0, dispatch.slots, GROUP)
+        for width in [min(GROUP, dispatch.slots - first)]
+    ]  # fmt: skip
+    calls = (replace(one, group_id=groups[one.slot // GROUP].id) for one in dispatch.calls)
+    return replace(dispatch, calls=tuple(calls), groups=tuple(groups))
 
 
 def _local(tool: Tool) -> Offer:

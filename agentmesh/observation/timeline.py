@@ -39,7 +39,7 @@ SELECT id, ordinal, node, iteration, kind, phase, status, require, slots, pendin
  created_at, started_at, ended_at, wake_at, waits_for,
  extract(epoch FROM coalesce(ended_at, mesh.mesh_asof())
    - CASE kind WHEN 'tools' THEN created_at ELSE coalesce(started_at, created_at) END)::float8 AS seconds
- FROM mesh.steps WHERE trace_id = %(id)s AND tenant_id = %(tenant)s ORDER BY ordinal
+ FROM mesh.steps WHERE trace_id = %(id)s AND tenant_id = %(tenant)s AND kind <> 'group' ORDER BY ordinal
 """
 
 CALLS = """

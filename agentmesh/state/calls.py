@@ -35,7 +35,8 @@ SELECT c.*, t.context_id, t.agent, t.intent, t.from_id, t.payload,
  FROM c JOIN mesh.traces t ON t.id = c.trace_id AND t.tenant_id = c.tenant_id
 """
 
-# Joined: enough wins, or no longer reachable. `fired` compares with the values before this slot was counted.
+# Joined: enough wins, or no longer reachable. `fired` compares with the values before these slots were counted. What a
+# group passes on: for `all` everything at its end or first loss, else each win at once and its losses at its end.
 SETTLE = """
 WITH c AS (
   UPDATE mesh.calls SET
@@ -71,14 +72,24 @@ WITH c AS (
      AND d.status = 'held' AND c.closes RETURNING d.id),
  a AS (UPDATE mesh.attempts a SET ended_at = mesh.mesh_now(), outcome = %(outcome)s, error = %(error)s::jsonb FROM c
    WHERE a.call_id = c.id AND a.tenant_id = c.tenant_id AND a.n = c.n AND a.outcome IS NULL),
- s AS (UPDATE mesh.steps s SET pending = s.pending - 1, wins = s.wins + (c.status = 'done')::int,
-    status = CASE WHEN s.wins + (c.status = 'done')::int >= s.need
-      OR s.wins + (c.status = 'done')::int + s.pending - 1 < s.need THEN 'joined' ELSE s.status END,
+ w AS (SELECT c.step_id, c.group_id, c.tenant_id, (c.status = 'done')::int AS won
+   FROM c, (SELECT count(*) FROM nx) after_next, (SELECT count(*) FROM dr) after_dropped WHERE c.closes),
+ g AS (UPDATE mesh.steps g SET pending = g.pending - 1, wins = g.wins + w.won,
+    status = CASE WHEN g.pending = 1 OR g.require = 'all' AND w.won = 0 THEN 'done' ELSE g.status END,
+    ended_at = CASE WHEN g.pending = 1 OR g.require = 'all' AND w.won = 0 THEN mesh.mesh_now() END
+   FROM w WHERE g.id = w.group_id AND g.tenant_id = w.tenant_id AND g.status = 'waiting' AND g.pending > 0
+   RETURNING w.step_id, w.tenant_id,
+     CASE WHEN g.require <> 'all' THEN w.won + CASE WHEN g.pending = 0 THEN g.slots - g.wins ELSE 0 END
+       WHEN g.status = 'done' THEN g.slots - g.pending ELSE 0 END AS closed,
+     CASE WHEN g.require <> 'all' THEN w.won WHEN g.status = 'done' THEN g.wins ELSE 0 END AS won),
+ p AS (SELECT step_id, tenant_id, 1 AS closed, won FROM w WHERE group_id IS NULL UNION ALL SELECT * FROM g WHERE closed > 0),
+ s AS (UPDATE mesh.steps s SET pending = s.pending - p.closed, wins = s.wins + p.won,
+    status = CASE WHEN s.wins + p.won >= s.need OR s.wins + p.won + s.pending - p.closed < s.need THEN 'joined'
+      ELSE s.status END,
     rung_at = CASE WHEN s.status = 'waiting' THEN mesh.mesh_now() ELSE s.rung_at END
-   FROM c, (SELECT count(*) FROM nx) after_next, (SELECT count(*) FROM dr) after_dropped
-   WHERE s.id = c.step_id AND s.tenant_id = c.tenant_id AND c.closes AND s.status IN ('waiting', 'joined') AND s.pending > 0
-   RETURNING s.id, s.epoch, s.queue, s.agent, s.priority, s.status = 'joined' AND NOT (
-      s.wins - (c.status = 'done')::int >= s.need OR s.wins - (c.status = 'done')::int + s.pending + 1 < s.need) AS fired)
+   FROM p WHERE s.id = p.step_id AND s.tenant_id = p.tenant_id AND s.status IN ('waiting', 'joined') AND s.pending >= p.closed
+   RETURNING s.id, s.epoch, s.queue, s.agent, s.priority,
+     s.status = 'joined' AND NOT (s.wins - p.won >= s.need OR s.wins - p.won + s.pending + p.closed < s.need) AS fired)
 SELECT c.status, c.trace_id, c.id, c.epoch, c.queue, c.task, c.priority, c.wake_at IS NOT NULL AS later,
   nx.id AS next_id, nx.epoch AS next_epoch, nx.queue AS next_queue, nx.task AS next_task, nx.priority AS next_priority,
   s.id AS step_id, s.epoch AS step_epoch, s.queue AS step_queue, s.agent AS step_agent, s.priority AS step_priority,

@@ -42,6 +42,7 @@ class NewStep:
     callbacks: tuple[str, ...] = ()
     action: Json = None
     timeout_s: float | None = None
+    group_of: UUID | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +88,7 @@ class NewCall:
     max_attempts: int
     backoff_s: float
     backoff_cap_s: float
+    group_id: UUID | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -48,12 +48,12 @@ PARTS = {
      error jsonb, pending int, wins int, failures int, callbacks text[], timeout_s float8, wake_s float8)
    WHERE st.id = x.id AND st.trace_id = %(trace)s AND st.tenant_id = t.tenant_id)""",
     "new_steps": """ns AS (INSERT INTO mesh.steps (id, tenant_id, trace_id, after_step_id, ordinal, node, iteration, kind,
-     phase, status, require, need, slots, pending, queue, agent, priority, callbacks, action, started_at, deadline,
-     rung_at, mem_seq)
+     phase, status, require, need, slots, pending, queue, agent, priority, callbacks, action, group_of, started_at,
+     deadline, rung_at, mem_seq)
    SELECT x.id, t.tenant_id, t.id, x.after_step_id, x.ordinal, x.node, x.iteration, x.kind, x.phase,
      CASE WHEN x.status <> 'running' OR t.worker_id IS NOT NULL THEN x.status
        WHEN x.kind = 'tools' THEN 'waiting' ELSE 'ready' END,
-     x.require, x.need, x.slots, x.pending, t.queue, t.agent, t.priority, x.callbacks, x.action,
+     x.require, x.need, x.slots, x.pending, t.queue, t.agent, t.priority, x.callbacks, x.action, x.group_of,
      CASE WHEN x.status <> 'ready' AND t.worker_id IS NOT NULL THEN mesh.mesh_now() END,
      CASE WHEN x.status = 'running' AND t.worker_id IS NOT NULL
        THEN mesh.mesh_now() + make_interval(secs => x.timeout_s) END,
@@ -61,7 +61,7 @@ PARTS = {
      coalesce((SELECT c.mem_seq FROM mesh.contexts c WHERE c.tenant_id = t.tenant_id AND c.id = t.context_id), 0)
    FROM t, jsonb_to_recordset(%(new_steps)s::jsonb) AS x(id uuid, node text, kind text, status text, iteration int,
      ordinal int, after_step_id uuid, phase text, require text, need int, slots int, pending int, callbacks text[],
-     action jsonb, timeout_s float8))""",
+     action jsonb, timeout_s float8, group_of uuid))""",
     "calls": """c AS (UPDATE mesh.calls cl SET
     status = CASE WHEN x.status = 'running' AND t.worker_id IS NULL THEN 'ready' ELSE x.status END,
     result = coalesce(x.result, cl.result), error = coalesce(x.error, cl.error),
@@ -78,19 +78,19 @@ PARTS = {
      failed boolean, wake_s float8)
    WHERE cl.id = x.id AND cl.step_id = %(step)s AND cl.tenant_id = t.tenant_id AND cl.epoch = x.epoch
      AND cl.status IN ('running', 'held', 'ready'))""",
-    "new_calls": """nc AS (INSERT INTO mesh.calls (id, tenant_id, trace_id, step_id, slot, idx, slot_size, slot_mode, tool,
-     label, args, needs, effect, inline, status, queue, task, priority, idem_key, timeout_s, max_attempts, backoff_s,
+    "new_calls": """nc AS (INSERT INTO mesh.calls (id, tenant_id, trace_id, step_id, group_id, slot, idx, slot_size, slot_mode,
+     tool, label, args, needs, effect, inline, status, queue, task, priority, idem_key, timeout_s, max_attempts, backoff_s,
      backoff_cap_s, n,
      worker_id, child, deadline, rung_at)
-   SELECT x.id, t.tenant_id, t.id, x.step_id, x.slot, x.idx, x.slot_size, x.slot_mode, x.tool, x.label, x.args, x.needs,
-     x.effect, x.inline, CASE WHEN x.status = 'running' AND t.worker_id IS NULL THEN 'ready' ELSE x.status END,
+   SELECT x.id, t.tenant_id, t.id, x.step_id, x.group_id, x.slot, x.idx, x.slot_size, x.slot_mode, x.tool, x.label, x.args,
+     x.needs, x.effect, x.inline, CASE WHEN x.status = 'running' AND t.worker_id IS NULL THEN 'ready' ELSE x.status END,
      x.queue, x.task, x.priority, x.idem_key, x.timeout_s, x.max_attempts, x.backoff_s, x.backoff_cap_s,
      (x.status = 'running' AND t.worker_id IS NOT NULL)::int,
      CASE WHEN x.status = 'running' THEN t.worker_id END, CASE WHEN x.status = 'running' THEN t.child END,
      CASE WHEN x.status = 'running' AND t.worker_id IS NOT NULL
        THEN mesh.mesh_now() + make_interval(secs => x.timeout_s) END,
      CASE WHEN x.status = 'ready' OR x.status = 'running' AND t.worker_id IS NULL THEN mesh.mesh_now() END
-   FROM t, jsonb_to_recordset(%(new_calls)s::jsonb) AS x(id uuid, step_id uuid, slot int, idx int, slot_size int,
+   FROM t, jsonb_to_recordset(%(new_calls)s::jsonb) AS x(id uuid, step_id uuid, group_id uuid, slot int, idx int, slot_size int,
      slot_mode text, tool text, label text, args jsonb, needs text[], effect text, inline boolean, status text,
      queue text, task text, priority smallint, idem_key text, timeout_s float8, max_attempts int, backoff_s float8,
      backoff_cap_s float8))""",

@@ -219,6 +219,7 @@ calls = sa.Table(
     _text("tenant_id"),
     _uuid("trace_id", null=False),
     _uuid("step_id", null=False),
+    _uuid("group_id"),
     _text("kind", default="tool"),
     _int("slot"),
     _int("idx"),

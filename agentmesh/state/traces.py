@@ -131,8 +131,13 @@ UPDATE mesh.attempts a SET outcome = 'stale', ended_at = mesh.mesh_now() FROM c
  WHERE a.call_id = c.id AND a.n = c.n AND a.tenant_id = %(tenant)s AND a.outcome IS NULL
 """
 
+CLOSE_GROUPS = """
+UPDATE mesh.steps SET status = 'done', ended_at = mesh.mesh_now()
+ WHERE trace_id = %(trace)s AND tenant_id = %(tenant)s AND group_of = %(step)s AND status = 'waiting'
+"""
+
 READ_CALLS = """
-SELECT id, slot, idx, slot_size, tool, label, status, n, losses, timeouts, result, error
+SELECT id, slot, idx, slot_size, group_id, tool, label, status, n, losses, timeouts, result, error
  FROM mesh.calls WHERE step_id = %(step)s AND tenant_id = %(tenant)s ORDER BY slot, idx
 """
 
@@ -195,6 +200,8 @@ def take(db: Database, step_id: UUID, epoch: int, *, agent: str, holder: Holder,
         if opened:
             tx.count(DROP_CALLS, at)
         calls = tuple(tx.all(READ_CALLS, at)) if step["kind"] == "tools" else ()
+        if any(one["group_id"] for one in calls):
+            tx.count(CLOSE_GROUPS, at)  # no leaf is at them: it would hold the lock of an open call, and we hold those
         events = _call_events(step, calls) if step["was"] == "joined" else []
         taken = Taken(held, step, calls, new_id(), step["starts"] + 1)
         kind = "callback" if step["phase"] == "callback" else "reason"
@@ -301,7 +308,7 @@ def _statement(held: Held, change: Change) -> tuple[str, dict[str, Any]]:
         "trace": held.id, "tenant": held.tenant_id, "worker": held.holder.worker_id, "epoch": held.epoch,
         "commit": change.id, "keep": change.keep and end is None,
         "step": change.steps[0].id if change.steps else None,
-        "n_events": len(change.events), "n_steps": len(change.new_steps),
+        "n_events": len(change.events), "n_steps": sum(one.group_of is None for one in change.new_steps),
         "end_status": end.status if end else None,
         "result": jsonb(end.result) if end else None, "error": jsonb(end.error) if end else None,
     }  # fmt: skip

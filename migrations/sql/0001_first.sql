@@ -82,6 +82,7 @@ CREATE TABLE mesh.calls (
 	tenant_id TEXT NOT NULL,
 	trace_id UUID NOT NULL,
 	step_id UUID NOT NULL,
+	group_id UUID,
 	kind TEXT DEFAULT 'tool' NOT NULL,
 	slot INTEGER DEFAULT '0' NOT NULL,
 	idx INTEGER DEFAULT '0' NOT NULL,
@@ -475,11 +476,13 @@ CREATE VIEW inv.traces AS SELECT id::text, tenant_id, context_id, parent_id::tex
 CREATE VIEW inv.contexts AS SELECT id, tenant_id FROM mesh.contexts;
 
 CREATE VIEW inv.steps AS SELECT s.id::text, s.tenant_id, s.trace_id::text, s.after_step_id::text, s.node, s.iteration,
-  s.kind, s.status, s.require, s.pending, s.callbacks, s.epoch, NULL::text AS worker_id, s.created_at, s.rung_at,
+  CASE WHEN s.kind = 'group' AND s.status = 'waiting' THEN 'tools' ELSE s.kind END AS kind, s.status, s.require,
+  s.pending - CASE WHEN s.kind = 'tools' AND s.status = 'waiting' THEN coalesce((SELECT sum(g.slots) FROM mesh.steps g
+    WHERE g.trace_id = s.trace_id AND g.group_of = s.id AND g.status = 'waiting'), 0) ELSE 0 END AS pending, s.callbacks, s.epoch, NULL::text AS worker_id, s.created_at, s.rung_at,
   s.wake_at, t.paused_at
   FROM mesh.steps s LEFT JOIN mesh.traces t ON t.id = s.trace_id AND t.tenant_id = s.tenant_id;
 
-CREATE VIEW inv.calls AS SELECT c.id::text, c.tenant_id, c.trace_id::text, c.step_id::text, c.slot, c.tool, c.needs,
+CREATE VIEW inv.calls AS SELECT c.id::text, c.tenant_id, c.trace_id::text, coalesce(c.group_id, c.step_id)::text AS step_id, c.slot, c.tool, c.needs,
   c.effect, c.status, c.epoch, c.worker_id::text, c.max_attempts, c.created_at, c.rung_at, c.wake_at, t.paused_at
   FROM mesh.calls c LEFT JOIN mesh.traces t ON t.id = c.trace_id AND t.tenant_id = c.tenant_id WHERE c.kind = 'tool';
 
