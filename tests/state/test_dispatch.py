@@ -91,6 +91,8 @@ def test_s25_the_same_key_in_another_tenant_is_another_trace(lab, database_url, 
         other = mesh.router.dispatch("work", "tester", "puppet", "c-1", {"a": "b"}, idempotency_key="k1")
         assert other.id != first.id
         assert lab.trace(other)["tenant_id"] == "acme"
+        again = mesh.router.dispatch("work", "tester", "puppet", "c-1", {"a": "b"}, idempotency_key="k1")
+        assert again.id == other.id
     finally:
         mesh.close()
 
