@@ -26,7 +26,7 @@ LOCK = $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generat
   --no-emit-index-url --no-emit-find-links --no-annotate --custom-compile-command "make lock"
 
 .DEFAULT_GOAL := help
-.PHONY: help demo crash test lint format bench audit sizes lock env wheel clean
+.PHONY: help demo crash test lint format mutants bench audit sizes lock env wheel clean
 
 help:  ## what can be made
 	@awk -F':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' Makefile
@@ -49,6 +49,9 @@ lint: $(VENV)/.dev-ready  ## format, lint, types and layers
 format: $(VENV)/.dev-ready  ## put the code into its form
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
+
+mutants: $(VENV)/.dev-ready  ## that the tests catch every seeded bug
+	@$(BIN)/python .ci/mutants.py $(ARGS)
 
 bench: $(VENV)/.dev-ready  ## our figures on your machine
 	@$(BIN)/python bench/first.py $(ARGS)
