@@ -87,6 +87,17 @@ def test_f24_the_last_results_of_two_groups_at_a_lock_fire_once(lab, small_group
     assert parent(lab, trace)["pending"] == 0
 
 
+def test_f24_the_last_two_results_of_one_group_at_its_lock_are_both_counted(lab, small_groups):
+    trace = wide(lab, 6)
+    second, third, *early = sorted(lab.calls(trace), key=lambda one: (one["slot"] not in (1, 2), one["slot"]))
+    for call in early:
+        end(lab, call, won=True)
+    claims = [lab.claim(second), lab.claim(third)]
+    settled = lab.at_lock("steps", groups(lab, trace)[0]["id"], *[lambda one=one: lab.settle(one) for one in claims])
+    assert sorted(one.joined for one in settled) == [False, True]
+    assert parent(lab, trace)["pending"] == 0
+
+
 def test_a_joined_step_closes_its_groups_while_results_are_still_coming(lab, small_groups):
     trace = wide(lab, 7, require="any")
     first, late, *_ = lab.calls(trace)
