@@ -21,6 +21,7 @@ from celery import Celery
 from kombu.exceptions import KombuError, OperationalError
 from kombu.utils import json as kombu_json
 
+from agentmesh.infrastructure.faults import point
 from agentmesh.infrastructure.pgq_store import Put
 from agentmesh.records import Ring
 
@@ -148,6 +149,8 @@ class AmqpLine(HeldLine):
                 self._declared.add(ring.queue)
             self.channel.basic_publish(self.message(ring, chord), exchange="", routing_key=ring.queue)
             rings.pop(0)
+            if rings:
+                point("tools.mid_ring")
 
     def depths(self, queues: list[str]) -> dict[str, int]:
         found = {}

@@ -14,6 +14,7 @@ from uuid import UUID
 from agentmesh.communication.envelope import audience, parse_id, verify
 from agentmesh.communication.keys import PublicKeys
 from agentmesh.errors import EnvelopeRefused
+from agentmesh.infrastructure.faults import point
 from agentmesh.records import Json, Ring
 
 MAX_EPOCH = 2**31 - 1  # PostgreSQL's integer
@@ -55,6 +56,7 @@ class ACPServer:
         `queue` and `task` are what this worker listens to; all else is as the message says, of any
         type. Raises only what `handle` and the key table raise (a database that is away).
         """
+        point("receive.before_verify")
         try:
             ring = self._believed(queue, task, (kind, row_id, epoch), envelope)
         except EnvelopeRefused as refused:

@@ -153,6 +153,7 @@ class Executor:
         if landed is None:
             return at.lost()
         if landed.kept:
+            point("next.after_commit")
             return at.on(landed, made, calls=live, steps=at.held.steps + 1)
         header = [_call_ring(one.call, at.held) for one in live if one.call["status"] != "held"]
         body = Ring("step", made.id, 1, at.held.queue, f"agent.{at.held.agent}", at.held.id, _up(at.held.priority))
@@ -204,6 +205,7 @@ class Executor:
         if not landed.kept:
             self.parts.ring(rings)
             return at.left("waiting")
+        point("next.after_commit")
         return at.with_calls(calls, landed=landed, wins=folded.wins, pending=folded.pending)
 
     # --- the callback ---------------------------------------------------------------------------------------------

@@ -68,6 +68,8 @@ class ToolRunner:
                 settled = self._transact(tool, claimed, ctx)
             else:
                 value = _called(tool, self._expanded(claimed), ctx)
+                point("call.in_commit")
+                point("join.last_before_commit")
                 settled = self._kept(lambda: self._tasks.record(claimed, "won", result=self._shrunk(claimed, value)))
         except _Raised as raised:
             failure = failure_of(raised.cause, code="E_TOOL")
@@ -77,6 +79,8 @@ class ToolRunner:
         except Exception as exc:  # noqa: BLE001 - whatever else is wrong with a call is its failure
             settled = self._tasks.record(claimed, "failed", failure=failure_of(exc, code="E_TOOL"))
         point("call.after_commit")
+        if settled is not None and settled.joined:
+            point("join.after_commit")
         status = "stale" if settled is None else settled.status
         log.info("TOOL_EXEC" if status == "done" else "TOOL_FAIL", call_id=str(row["id"]), tool=row["tool"],
                  trace_id=str(row["trace_id"]), attempt=row["n"], status=status)  # fmt: skip
@@ -122,6 +126,7 @@ class ToolRunner:
         if not transaction.is_active or _transaction_id(driver) != backend:
             raise ToolCommitted(f"tool {tool.name} ended the transaction it was given", value=tool.name)
         point("call.in_commit")
+        point("join.last_before_commit")
         settled = calls.settle(Tx(driver), claimed.row, worker_id=claimed.holder.worker_id, outcome="won", result=value)
         if settled is None:
             transaction.rollback()

@@ -25,6 +25,7 @@ from sqlalchemy.exc import TimeoutError as PoolExhausted
 from sqlalchemy.pool import NullPool
 
 from agentmesh.errors import DatabaseNotMigrated, DatabaseUnreachable, PoolTimeout
+from agentmesh.infrastructure import faults
 
 Row = dict[str, Any]
 _NUL = re.compile(r"(?<!\\)((?:\\\\)*+)\\u0000")
@@ -89,15 +90,25 @@ class Connection(psycopg.Connection[Any]):
     """A psycopg connection whose every round trip ends within `deadline_s`."""
 
     deadline_s: float = 10.0
+    greeted: bool = False  # faults are for what comes after the greeting
 
     def wait(self, gen: Generator[Any, Any, T], interval: float = 0.1) -> T:  # type: ignore[override]
         if self.pgconn.status != psycopg.pq.ConnStatus.OK:
             return super().wait(gen, interval)
         key = _watchdog.enter(self.pgconn.socket, self.deadline_s)
         try:
-            return super().wait(gen, interval)
+            if not (self.greeted and faults.armed()):
+                return super().wait(gen, interval)
+            faults.sending(self)
+            answer = super().wait(gen, interval)
+            faults.answered(self, committed=self.pgconn.transaction_status == psycopg.pq.TransactionStatus.IDLE)
+            return answer
         finally:
             _watchdog.leave(key)
+
+    def shut(self) -> None:
+        """Nothing passes its socket any more, and only its next use tells."""
+        _shut(self.pgconn.socket)
 
 
 class Server(NamedTuple):
@@ -188,6 +199,7 @@ class Database:
         connection.autocommit = True
         if self._check_role:
             _assert_role(connection)
+        connection.greeted = True
 
     @contextlib.contextmanager
     def checkout(self) -> Iterator[Tx]:
