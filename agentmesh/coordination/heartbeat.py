@@ -33,12 +33,14 @@ class Heart:
 
     def __init__(
         self, db: Database, worker: Worker, notes: Notes, *, beat_s: float, ring: Callable[[Sequence[Ring]], None],
+        monotonic: Callable[[], float] = time.monotonic,
     ) -> None:  # fmt: skip
         self._db = db
         self._worker = worker
         self._notes = notes
         self._beat_s = beat_s
         self._ring = ring
+        self._monotonic = monotonic
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._loop, name="heart", daemon=True)
         self._unnoted: set[UUID] = set()
@@ -64,7 +66,7 @@ class Heart:
 
     def heard_for(self) -> float:
         """Seconds of unbroken beats to this very server: only then does the silence of others mean anything."""
-        since, now = self._heard_since, time.monotonic()
+        since, now = self._heard_since, self._monotonic()
         if since is None or now - self._last > self._worker.lease_s / 2:  # this process itself was silent
             return 0.0
         return now - since
@@ -101,7 +103,7 @@ class Heart:
 
     def _compare_clocks(self) -> None:
         """Count the unbroken time anew after a jump of the database's clock: it made every beat look old."""
-        offset_s = leases.clock_s(self._db) - time.monotonic()
+        offset_s = leases.clock_s(self._db) - self._monotonic()
         if self._offset_s is not None and abs(offset_s - self._offset_s) > self._worker.lease_s / 4:
             log.warning("the database's clock jumped", seconds=offset_s - self._offset_s)
             self._heard_since = None
@@ -109,7 +111,7 @@ class Heart:
 
     def _heard(self) -> None:
         """Count the unbroken time anew after any gap, and after another server has answered."""
-        now = time.monotonic()
+        now = self._monotonic()
         if self._heard_since is None or now - self._last > self._worker.lease_s / 2:
             server = self._db.server()
             self._heard_since = now
