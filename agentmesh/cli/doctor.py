@@ -34,7 +34,8 @@ def doctor(
     points: Annotated[bool, typer.Option("--points", help="List the places where tests inject faults.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Exits 1 when something is red, 5 when a service does not answer, 6 when an invariant is broken."""
+    """Is this mesh well, and what cures it? Exits 1 when something is red, 5 when a service does not answer, 6 when
+    an invariant is broken."""
     if points:
         from agentmesh.infrastructure.faults import POINTS
 
@@ -91,7 +92,8 @@ def _run(name: str, look: Callable[[], Iterator[Finding]]) -> Iterator[Finding]:
         yield from look()
     except MeshError as exc:
         value = f" ({exc.value})" if exc.value else ""
-        yield Finding(name, ok=False, says=f"{exc.code} {exc.what}{value}", cure=exc.next, code=exc.exit_code)
+        cure = "agentmesh config show --origin" if exc.next == "agentmesh doctor" else exc.next
+        yield Finding(name, ok=False, says=f"{exc.code} {exc.what}{value}", cure=cure, code=exc.exit_code)
 
 
 def _settings(mesh: Mesh) -> Iterator[Finding]:
@@ -106,8 +108,8 @@ def _database(mesh: Mesh) -> Iterator[Finding]:
 
     require_migrated(mesh)
     version = mesh.db.once("SELECT current_setting('server_version') AS v")[0]["v"]
-    where = "embedded" if mesh.settings.database.url is None else "configured"
-    yield Finding("database", ok=True, says=f"{where} PostgreSQL {version}, migrated, role limits set")
+    where = f"embedded, {mesh.embedded.url()}" if mesh.settings.database.url is None else "configured"
+    yield Finding("database", ok=True, says=f"PostgreSQL {version} ({where}), migrated, role limits set")
 
 
 def _broker(mesh: Mesh) -> Iterator[Finding]:

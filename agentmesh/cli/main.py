@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from typer._click.exceptions import NoArgsIsHelpError  # typer names it nowhere else
 
 from agentmesh import __version__
 from agentmesh.cli import agents, config, db, demo, dev, doctor, flower, keys, submit, tools, trace, worker
@@ -72,6 +73,9 @@ def main(args: list[str] | None = None) -> None:
             os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     except (KeyboardInterrupt, typer.Abort):
         code = 130
+    except NoArgsIsHelpError as exc:
+        print(exc.format_message(), file=sys.stderr)
+        code = 2
     except Exception as exc:  # noqa: BLE001 - the last door: everything becomes one shape and a code
         code = report(exc, as_json="--json" in given, debug="--debug" in given)
     sys.exit(code)

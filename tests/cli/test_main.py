@@ -46,6 +46,13 @@ def test_an_unknown_verb_is_a_usage_error_in_the_one_shape(cli: Cli) -> None:
     assert "  next      agentmesh --help" in ran.err
 
 
+@pytest.mark.parametrize("group", [(), ("trace",), ("db",)])
+def test_a_group_without_its_verb_prints_its_help_as_help(cli: Cli, group: tuple[str, ...]) -> None:
+    ran = cli(*group)
+    assert (ran.code, ran.out) == (2, "")
+    assert ran.err == cli(*group, "--help").out
+
+
 def test_a_missing_argument_names_the_help_of_its_verb(cli: Cli) -> None:
     ran = cli("submit", "--json")
     assert ran.code == 2

@@ -175,6 +175,12 @@ def test_a_broker_that_is_down_exits_5_and_the_rest_is_still_examined(mesh_cli: 
     assert "workers" in checks(ran)
 
 
+def test_a_database_that_is_down_has_a_cure_other_than_to_ask_again(cli: Cli) -> None:
+    ran = cli("doctor", "--json", AGENTMESH_DATABASE_URL="postgresql://127.0.0.1:1/x")
+    assert ran.code == 5
+    assert "agentmesh doctor" not in {one["cure"] for one in ran.json["checks"]}
+
+
 def test_fault_points_are_listed(cli: Cli) -> None:
     assert "call.after_effect" in cli("doctor", "--points").out.splitlines()
 
