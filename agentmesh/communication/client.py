@@ -25,7 +25,15 @@ from agentmesh.communication.envelope import (
     sign,
 )  # fmt: skip
 from agentmesh.communication.keys import SigningKey
-from agentmesh.errors import BadPayload, DelegationTooDeep, StillWorking, TraceFailed, UnknownAgent, UnknownIntent
+from agentmesh.errors import (
+    BadPayload,
+    DatabaseNotMigrated,
+    DelegationTooDeep,
+    StillWorking,
+    TraceFailed,
+    UnknownAgent,
+    UnknownIntent,
+)
 from agentmesh.infrastructure import jsontext
 from agentmesh.infrastructure.database import Database, Row
 from agentmesh.infrastructure.faults import point
@@ -37,6 +45,7 @@ from agentmesh.state.traces import Held
 
 ENDED = frozenset({"done", "failed", "cancelled"})
 AGENTS_FRESH_S = 5.0
+UNDEFINED_TABLE = "42P01"
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,10 +218,21 @@ class DirectClient:
     # --- inside a caller's transaction ------------------------------------------------------------------------------
 
     def _within(self, session: Any, made: list[NewTrace]) -> list[UUID]:
+        from sqlalchemy.exc import DBAPIError  # noqa: PLC0415
+
         from agentmesh.communication.caller import AfterCommit  # noqa: PLC0415 - SQLAlchemy's ORM, only when used
 
         after = AfterCommit.of(session)
-        ids = dispatch.accept_within(after.connection(), made)
+        connection = after.connection()
+        try:
+            ids = dispatch.accept_within(connection, made)
+        except DBAPIError as exc:
+            if connection.dialect.name == "postgresql" and getattr(exc.orig, "sqlstate", None) != UNDEFINED_TABLE:
+                raise
+            raise DatabaseNotMigrated(
+                "the session is on a database without a mesh", value=connection.engine.url.render_as_string(),
+                expected="a session on the mesh's own database, as 'agentmesh doctor' names it", next="agentmesh doctor",
+            ) from exc  # fmt: skip
         after.then(lambda: self._ring(self._first_rings(made, ids)))
         return ids
 

@@ -9,7 +9,15 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
-from agentmesh.errors import DatabaseUnreachable, KeyConflict, KeyContended, Mistake, OutcomeUnknown, PayloadTooLarge
+from agentmesh.errors import (
+    DatabaseNotMigrated,
+    DatabaseUnreachable,
+    KeyConflict,
+    KeyContended,
+    Mistake,
+    OutcomeUnknown,
+    PayloadTooLarge,
+)
 from agentmesh.infrastructure import jsontext
 from agentmesh.infrastructure.database import Database
 from agentmesh.testing import hand_mesh, race
@@ -259,6 +267,15 @@ def test_an_async_session_given_as_it_is_says_what_to_do(lab):
 
     with pytest.raises(Mistake, match="run_sync"):
         lab.start(session=LikeAsyncSession())
+
+
+@pytest.mark.parametrize("place", ["postgresql", "sqlite"])
+def test_a_session_on_a_database_without_a_mesh_has_an_error_of_its_own(lab, database_url, place):
+    elsewhere = sa.make_url(database_url).set(drivername="postgresql+psycopg", database="postgres")
+    engine = sa.create_engine(elsewhere if place == "postgresql" else "sqlite://")
+    with Session(engine) as session, pytest.raises(DatabaseNotMigrated, match="without a mesh"):
+        lab.start({"answer": 1}, session=session, idempotency_key="k")
+    engine.dispose()
 
 
 def test_a_session_in_somebody_elses_transaction_is_not_rung(lab, own):
