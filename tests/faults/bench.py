@@ -1,0 +1,227 @@
+"""The bench for faults: servers that may be ended, links that may be spoilt, workers with armed fault points, WF.
+
+Order of a test: load → fault → `settle`: heal everything → wait until quiet → I1 to I12, the ledger, L. What was armed
+and never reached fails the test.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+from collections import Counter
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import psycopg
+
+from agentmesh import testing
+from agentmesh.infrastructure.settings import load
+from agentmesh.testing import until
+from agentmesh.wiring import Mesh, build
+from tests import meshes
+from tests.faults.proxy import Proxy
+from tests.meshes import Process
+
+HERE = Path(__file__).parent
+TENANTS = ("default", "acme", "globex")
+SHAPES = ("serial", "parallel", "fallback", "loop", "memory", "delegate")
+LEDGER = """
+CREATE TABLE IF NOT EXISTS ran (kind text, trace_id uuid, name text, idem_key text, attempt int, epoch int, pid int,
+  at timestamptz DEFAULT clock_timestamp())
+"""
+AGENTS = {
+    "worker": """
+        agent: worker-{tag}
+        tools: [part, model, here, filed, gated, sleepy, abort, greedy, big]
+        grants: ["data:read"]
+        policy: {{callbacks: [judge], on_fail: callback}}
+        tenants: [default, acme, globex]
+        reasoner: {{python: "fault_parts:Worker"}}
+    """,
+    "child": """
+        agent: child-{tag}
+        tools: []
+        tenants: [default, acme, globex]
+        reasoner: {{python: "fault_parts:Child"}}
+    """,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Ran:
+    """One run of a tool, or one answer of a reasoner, as it noted it itself."""
+
+    kind: str
+    trace_id: UUID
+    name: str
+    idem_key: str
+    attempt: int
+    epoch: int
+    pid: int
+
+
+class Bench(meshes.Story):
+    """A mesh under faults. `servers` are its own, `links` its proxies; both are healed by `settle`."""
+
+    folder = HERE
+    parts = "fault_parts"
+    agents = AGENTS
+
+    def __init__(self, kind: str, home: Path, database_url: str, broker_url: str | None, *, ledger_url: str) -> None:
+        super().__init__(kind, home, database_url, broker_url)
+        self.ledger_url = ledger_url
+        self.links: dict[str, Proxy] = {}
+        self.servers: list[Any] = []
+        self.settled = False
+        self.reached = home / "reached"
+        self.reached.mkdir()
+        self.reached.chmod(0o777)
+        self.env |= {"FAULTS_LEDGER": ledger_url, "AGENTMESH_TEST_REACHED": str(self.reached)}
+        self._armed: list[str] = []
+        self._tenants: dict[str, Mesh] = {}
+        with psycopg.connect(ledger_url, autocommit=True) as ledger:
+            ledger.execute(LEDGER)
+        with psycopg.connect(database_url, autocommit=True) as connection:
+            connection.execute("CREATE TABLE IF NOT EXISTS filed (trace_id uuid, idem_key text)")
+
+    # --- faults -----------------------------------------------------------------------------------------------------
+
+    def armed(self, kind: str, faults: str, **options: Any) -> Process:
+        """A worker in which these points are armed; each must be reached before the test is over."""
+        self._armed += [one.partition("=")[0] for one in faults.split(",")]
+        return self.worker(kind, AGENTMESH_TEST_FAULTS=faults, **options)
+
+    def times(self, point: str) -> int:
+        """How often an armed point was reached so far."""
+        return len(list(self.reached.glob(f"{point}.*")))
+
+    def until_reached(self, point: str, times: int = 1, within: float = 20) -> None:
+        until(lambda: self.times(point) >= times, within=within, what=f"{point} reached")
+
+    def heal(self) -> None:
+        """Every server runs, every link carries, every process goes on."""
+        for server in self.servers:
+            server.start()
+        for link in self.links.values():
+            link.pass_()
+        for process in self.processes:
+            if process.running:
+                process.signal(signal.SIGCONT, tree=True)
+
+    # --- load -------------------------------------------------------------------------------------------------------
+
+    def start(self, shape: str, n: int = 0, **payload: Any) -> Any:
+        return self.dispatch("worker", {"shape": shape, "n": n, **payload})
+
+    def given(self, *tools: dict[str, Any], **options: Any) -> Any:
+        """A trace of one step with these calls, in parallel unless told otherwise."""
+        return self.start("given", tools=list(tools), **{"strategy": "parallel"} | options)
+
+    def tenant(self, name: str) -> Mesh:
+        """A producer of this tenant, in the test's own process."""
+        if name == TENANTS[0]:
+            return self.mesh
+        if name not in self._tenants:
+            environ = {key: value for key, value in self.environ().items() if key.startswith("AGENTMESH_")}
+            home = self.home / name
+            home.mkdir()
+            made = build(load(environ=environ | {"AGENTMESH_TENANT": name}, cwd=home), root=home)
+            self._tenants[name] = made
+        return self._tenants[name]
+
+    def wf(self, n: int = 40, *, seed: int = 0) -> list[tuple[str, int, Any]]:
+        """n traces of every shape over three tenants, dispatched one by one; (shape, n, trace)."""
+        chance = random.Random(seed)
+        made = []
+        for k in range(n):
+            shape, tenant = SHAPES[k % len(SHAPES)], chance.choice(TENANTS)
+            intent = (
+                "work",
+                "bench",
+                self.agent("worker"),
+                f"context-{chance.randrange(10)}",
+                {"shape": shape, "n": k},
+            )
+            made.append((shape, k, self.tenant(tenant).router.dispatch(*intent)))
+        return made
+
+    # --- looking ----------------------------------------------------------------------------------------------------
+
+    def ledger(self) -> list[Any]:
+        with psycopg.connect(self.ledger_url, autocommit=True) as connection:
+            rows = connection.execute(
+                "SELECT kind, trace_id, name, idem_key, attempt, epoch, pid FROM ran ORDER BY at"
+            ).fetchall()
+        return [Ran(*row) for row in rows]
+
+    def runs(self, name: str | None = None) -> list[Ran]:
+        """The runs of tools, or of one tool."""
+        return [one for one in self.ledger() if one.kind == "tool" and name in {None, one.name}]
+
+    def until_ran(self, name: str, times: int = 1, within: float = 20) -> list[Ran]:
+        return until(
+            lambda: (found := self.runs(name)) and len(found) >= times and found, within=within, what=f"a run of {name}"
+        )
+
+    def outcomes(self) -> Counter[str]:
+        """How the attempts of tools ended."""
+        rows = self.rows("SELECT outcome, count(*) AS n FROM mesh.attempts WHERE kind = 'tool' GROUP BY 1")
+        return Counter({str(row["outcome"]): row["n"] for row in rows})
+
+    # --- the end ----------------------------------------------------------------------------------------------------
+
+    def settle(self, *, within: float = 60) -> None:
+        """Heal, wait until every trace has ended, then check what must hold."""
+        self.settled = True
+        self.heal()
+        self.quiet(within)
+        unreached = [one for one in self._armed if not self.times(one)]
+        assert unreached == [], f"armed and never reached: {unreached}"
+        assert testing.broken(self.database_url) == {}
+        self.check_ledger()
+        self.check_leaks()
+
+    def check_ledger(self) -> None:
+        """One run an attempt, each under the key and the epoch that its attempt recorded; no success without a run."""
+        runs = Counter((one.idem_key, one.attempt, one.epoch) for one in self.runs())
+        assert [one for one, n in runs.items() if n > 1] == [], "an attempt ran twice"
+        rows = self.rows("SELECT idem_key, n, epoch, outcome FROM mesh.attempts WHERE kind = 'tool'")
+        recorded = {(row["idem_key"], row["n"], row["epoch"]): row["outcome"] for row in rows}
+        assert set(runs) - set(recorded) == set(), "a run that nobody recorded"
+        assert {key for key, outcome in recorded.items() if outcome == "won"} - set(runs) == set(), "a success unrun"
+        filed = self.rows("SELECT idem_key, count(*) AS n FROM filed GROUP BY 1")
+        assert [row for row in filed if row["n"] > 1] == [], "a transactional write was doubled"
+        won = "SELECT count(*) FROM mesh.calls WHERE tool = 'filed' AND status = 'done'"
+        assert len(filed) == self.value(won)
+
+    def check_leaks(self) -> None:
+        """L: no session that has been in a transaction for long, no lock that is nobody's."""
+        old = """SELECT pid, state, query FROM pg_stat_activity
+            WHERE datname = current_database() AND pid <> pg_backend_pid() AND (xact_start < now() - interval '5 s'
+              OR state LIKE 'idle in transaction%%' AND state_change < now() - interval '2 s')"""
+        assert self.rows(old) == []
+        assert self.rows("SELECT pid FROM pg_locks WHERE locktype = 'advisory' AND database = "
+                         "(SELECT oid FROM pg_database WHERE datname = current_database())") == []  # fmt: skip
+
+    def close(self) -> None:
+        super().close()
+        for mesh in self._tenants.values():
+            mesh.close()
+            if "app" in mesh.__dict__:
+                mesh.app.close()
+        for link in self.links.values():
+            link.close()
+
+    def orphans(self) -> list[int]:
+        """Processes of this bench that are still there after its end."""
+        mark = f"STORY_TAG={self.tag}".encode()
+        found = []
+        for folder in Path("/proc").glob("[0-9]*"):
+            with suppress(OSError):
+                if mark in (folder / "environ").read_bytes() and int(folder.name) != os.getpid():
+                    found.append(int(folder.name))
+        return found
