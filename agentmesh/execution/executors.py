@@ -216,6 +216,8 @@ class Executor:
             return self._broke(at, draft, at.last_failure(), callback=True, spent=True, result=result.value)
         decision = self._decide(at, Joined(result.ok))
         if isinstance(decision, Fail):
+            if at.phase == "callback":
+                draft.ends(at.attempt_id, "won")
             return self._end(at, draft, Fail(_first(result) or decision.failure), status="failed")
         try:
             view = replace(at.view or self._view(at), result=result.value)

@@ -136,9 +136,11 @@ UPDATE mesh.steps SET status = 'done', ended_at = mesh.mesh_now()
  WHERE trace_id = %(trace)s AND tenant_id = %(tenant)s AND group_of = %(step)s AND status = 'waiting'
 """
 
+# Told already: it ended inline, in a round whose commit told it, before the step went on with its other calls as leaves.
 READ_CALLS = """
-SELECT id, slot, idx, slot_size, group_id, tool, label, status, n, losses, timeouts, result, error
- FROM mesh.calls WHERE step_id = %(step)s AND tenant_id = %(tenant)s ORDER BY slot, idx
+SELECT id, slot, idx, slot_size, group_id, tool, label, status, n, losses, timeouts, result, error,
+  inline AND epoch = 1 AND EXISTS (SELECT 1 FROM mesh.events e WHERE e.trace_id = %(trace)s AND e.call_id = c.id) AS told
+ FROM mesh.calls c WHERE step_id = %(step)s AND tenant_id = %(tenant)s ORDER BY slot, idx
 """
 
 NOTE_TAKEN = """
@@ -227,6 +229,8 @@ def _call_events(step: Row, calls: tuple[Row, ...]) -> list[dict[str, Json]]:
         })  # fmt: skip
 
     for call in calls:
+        if call["told"]:
+            continue
         if call["losses"]:
             add("EXEC_RESCUE", call, lost=call["losses"])
         if call["timeouts"]:

@@ -7,6 +7,7 @@ import pytest
 from agentmesh import Verdict, define_agent, register_tool
 from agentmesh.errors import Permanent, Retry
 from agentmesh.execution.callbacks import HANDLERS, register_callback
+from agentmesh.records import Ring
 
 AT_ONCE = {"base_s": 0, "cap_s": 0}
 
@@ -54,6 +55,17 @@ def test_an_inline_step_is_the_same_events(lab):
     assert not lab.bells.waiting
 
 
+def test_a_result_of_an_inline_round_is_told_once_when_its_step_goes_on_elsewhere(lab):
+    trace = done(lab, {"tools": ["quick", "shaky"], "strategy": "parallel"})
+    again = lab.calls(trace)[1]
+    assert again["status"] == "ready"
+    lab.bells.ring([Ring("call", again["id"], again["epoch"], again["queue"], again["task"], trace.id)])
+    lab.drain()
+    told = [name for name in lab.events(trace) if name.startswith("TOOL_")]
+    assert told == ["TOOL_DISPATCH", "TOOL_EXEC", "TOOL_FAIL", "TOOL_FAIL"]
+    assert trace.status() == "failed"
+
+
 def test_a_failed_fallback_is_told_with_what_replaced_it(lab):
     trace = done(lab, {"tools": ["boom", "work"], "strategy": "fallback"})
     assert lab.events(trace)[5:8] == ["TOOL_DISPATCH", "TOOL_FAIL", "TOOL_EXEC"]
@@ -69,6 +81,15 @@ def test_record_trace_false_drops_payloads_and_never_an_event(lab):
     assert bodies(lab, quiet, "REASONER_ACTION") == [{}]
     assert "41" not in str([bodies(lab, quiet, name) for name in set(lab.events(quiet))])
     assert bodies(lab, quiet, "CALLBACK_NEXT_ACTION") == [{"verdict": "finish"}]
+
+
+@pytest.mark.parametrize("on_fail", ["callback", "fail"])
+@pytest.mark.parametrize("tool", ["boom", "shaky"])
+def test_a_trace_that_failed_leaves_no_attempt_open(lab, tool, on_fail):
+    HANDLERS["nothing"] = lambda _result, _session: None
+    trace = done(lab, {"tools": [tool]}, policy={"on_fail": on_fail, "callbacks": ["nothing"], "tool_attempts": 1})
+    assert trace.status() == "failed"
+    assert lab.rows("SELECT kind FROM mesh.attempts WHERE outcome IS NULL") == []
 
 
 # --- strategies and results
