@@ -15,6 +15,7 @@ from uuid import UUID
 from agentmesh.errors import Mistake
 from agentmesh.infrastructure.database import Database, Row, Tx, jsonb
 from agentmesh.records import Json, new_id
+from agentmesh.state.blobs import BlobStore
 from agentmesh.state.changes import MemoryWrite, plain
 
 MemoryType = Literal["short_term", "long_term"]
@@ -95,17 +96,27 @@ def newest(db: Database, tenant_id: str, context_id: str, trace_id: UUID) -> dic
 
 
 class MemoryEngine:
-    """Memory of one context, and of one trace in it, for code outside a step (a step's writes commit with it)."""
+    """Memory of one context, and of one trace in it, for code outside a step (a step's writes commit with it).
 
-    def __init__(self, db: Database, *, tenant_id: str, context_id: str, trace_id: UUID | None = None) -> None:
-        self._db = db
+    What is too big for a row is put aside in `blobs`, and read back whole.
+    """
+
+    def __init__(
+        self, db: Database, *, tenant_id: str, context_id: str, trace_id: UUID | None = None,
+        blobs: BlobStore | None = None,
+    ) -> None:  # fmt: skip
+        self._db, self._blobs = db, blobs or BlobStore(db)
         self._tenant, self._context, self._trace = tenant_id, context_id, trace_id
 
     def store(self, key: str, value: Json, memory_type: MemoryType = "long_term", *, origin: str = "api") -> None:
-        """Afterwards the entry's newest version is `value`, committed. Raises Mistake for short-term without a trace."""
+        """Afterwards the entry's newest version is `value`, committed.
+
+        Raises Mistake for short-term without a trace, BadJson, PayloadTooLarge.
+        """
         self._own(memory_type)
+        kept = self._blobs.shrink(self._tenant, value, what=f"memory {key}")
         with self._db.begin() as tx:
-            one = MemoryWrite(memory_type, key, value, origin)
+            one = MemoryWrite(memory_type, key, kept, origin)
             write(tx, self._tenant, self._context, self._trace, [one])
 
     update = store
@@ -113,12 +124,23 @@ class MemoryEngine:
     def retrieve(self, key: str, memory_type: MemoryType = "long_term") -> Json:
         """The newest value of the entry; None when there is none."""
         self._own(memory_type)
-        seen = newest(self._db, self._tenant, self._context, self._trace or new_id())
-        return seen.get(f"{memory_type}:{key}")
+        return self._whole(self._newest().get(f"{memory_type}:{key}"))
+
+    def snapshot(self) -> dict[str, Json]:
+        """The newest value of every entry, by `type:key`; short-term ones are those of this engine's trace."""
+        return {name: self._whole(value) for name, value in self._newest().items()}
 
     def query(self, text: str, *, limit: int = 10) -> list[Row]:
-        """Long-term entries that have the words of `text` (web search syntax), best first."""
-        return self._db.once(SEARCH, {"tenant": self._tenant, "context": self._context, "text": text, "limit": limit})
+        """Long-term entries that have the words of `text` (web search syntax), best first. A value that was put aside
+        is not found by its words."""
+        found = self._db.once(SEARCH, {"tenant": self._tenant, "context": self._context, "text": text, "limit": limit})
+        return [row | {"value": self._whole(row["value"])} for row in found]
+
+    def _newest(self) -> dict[str, Json]:
+        return newest(self._db, self._tenant, self._context, self._trace or new_id())
+
+    def _whole(self, value: Json) -> Json:
+        return self._blobs.expand(self._tenant, value)
 
     def _own(self, memory_type: str) -> None:
         if memory_type not in {"short_term", "long_term"}:
