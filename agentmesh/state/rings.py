@@ -50,6 +50,14 @@ SELECT queue, priority, max(rung_at) AS newest FROM (
  GROUP BY queue, priority
 """
 
+# A row that is locked is in somebody's hands, and wants no ring. Whose tenant's it is, our own ids return.
+MARK = """
+WITH x AS (SELECT t.id, t.tenant_id FROM {0} t JOIN unnest(%(ids)s::uuid[], %(epochs)s::int[]) r(id, epoch)
+    ON t.id = r.id AND t.epoch = r.epoch WHERE t.status IN ('queued', 'ready', 'joined')
+  ORDER BY t.id FOR NO KEY UPDATE OF t SKIP LOCKED)
+UPDATE {0} t SET {1} FROM x WHERE t.id = x.id AND t.tenant_id = x.tenant_id
+"""
+
 TABLES = {"trace": "mesh.traces", "step": "mesh.steps", "call": "mesh.calls"}
 
 
@@ -85,7 +93,6 @@ def _each(db: Database, rings: Iterable[Ring], change: str) -> None:
     for kind, some in by_kind.items():
         ids: list[UUID] = [one.id for one in some]
         db.once(
-            f"UPDATE {TABLES[kind]} t SET {change} FROM unnest(%(ids)s::uuid[], %(epochs)s::int[]) x(id, epoch)"
-            " WHERE t.id = x.id AND t.epoch = x.epoch AND t.status IN ('queued', 'ready', 'joined')",
+            MARK.format(TABLES[kind], change),
             {"ids": ids, "epochs": [one.epoch for one in some]},
         )

@@ -100,3 +100,25 @@ def test_what_was_overtaken_is_seen_by_queue_and_priority(lab):
     lab.bells.waiting.popleft()
     lab.rows("UPDATE mesh.traces SET worker_id = %(w)s WHERE id = %(id)s", w=lab.hand.worker_id, id=later.id)
     assert set(rings.overtaken(lab.mesh.db, ["agent.puppet"])) == {("agent.puppet", 5)}
+
+
+def test_a_row_in_somebodys_hands_is_neither_waited_for_nor_marked(lab):
+    first, second = lab.start(), lab.start()
+    both = list(lab.bells.waiting)
+    lab.rows("UPDATE mesh.traces SET rings = 0")
+    with lab.held("traces", first.id):
+        rings.mark(lab.mesh.db, both)
+    assert [lab.trace(one)["rings"] for one in (first, second)] == [0, 1]
+
+
+def test_rings_of_every_kind_are_marked(lab):
+    trace = lab.open("work")
+    lab.start()
+    [call, other] = lab.bells.waiting
+    lab.settle(lab.claim(lab.calls(trace)[0]), result=1)
+    rings.mark(lab.mesh.db, [call, other, lab.ring(trace)])
+    counted = lab.rows(
+        "SELECT 'trace' AS kind, rings FROM mesh.traces WHERE status = 'queued'"
+        " UNION ALL SELECT 'step', rings FROM mesh.steps WHERE status = 'joined' ORDER BY kind"
+    )
+    assert [(one["kind"], one["rings"]) for one in counted] == [("step", 1), ("trace", 1)]
