@@ -1,7 +1,8 @@
 """What this worker process runs, noted before each claim is sent: its own threads and its prefork children.
 
 The notes of children lie in memory shared before the fork, and so does the worker's id, so that children follow their
-parent when it registers anew. A note is compared with the rows by every beat.
+parent when it registers anew. A note is compared with the rows by every beat, so that work without one would be given
+back while it runs.
 """
 
 from __future__ import annotations
@@ -13,18 +14,25 @@ import threading
 from collections.abc import Iterator
 from uuid import UUID
 
+from agentmesh.errors import BadSettings
 from agentmesh.state.traces import Holder
 
 SLOT = 16
 HEADER = 16
+CHILDREN = 4096
+"""The most children a pool may have. Each has its slot from the start: a pool may grow, shared memory does not."""
 
 
 class Notes:
-    """Claims by id. A prefork child notes in its slot of the shared memory, everything else in this process."""
+    """Claims by id. A prefork child notes in its slot of the shared memory, everything else in this process.
+
+    Raises BadSettings for more `children` than there are slots; a child of a pool that grew past them can claim nothing.
+    """
 
     def __init__(self, *, children: int = 0) -> None:
-        self._shared = mmap.mmap(-1, HEADER + SLOT * max(1, children))
-        self._children = children
+        if children > CHILDREN:
+            raise _too_many(children)
+        self._shared = mmap.mmap(-1, HEADER + SLOT * CHILDREN)
         self._lock = threading.Lock()
         self._claims: dict[UUID, tuple[str, UUID]] = {}
         self._slot: int | None = None
@@ -34,7 +42,8 @@ class Notes:
         self._lock = threading.Lock()
         self._claims = {}
         self._slot = slot
-        self._put(slot, bytes(SLOT))
+        if slot < CHILDREN:
+            self._put(slot, bytes(SLOT))
 
     @property
     def worker_id(self) -> UUID:
@@ -50,7 +59,7 @@ class Notes:
 
     @contextlib.contextmanager
     def note(self, kind: str, row_id: UUID, claim_id: UUID) -> Iterator[None]:
-        """The claim is noted until the block ends."""
+        """The claim is noted until the block ends. Raises BadSettings in a child that has no slot."""
         if self._slot is not None:
             self._put(self._slot, claim_id.bytes)
         else:
@@ -69,14 +78,17 @@ class Notes:
         """Every claim noted now."""
         with self._lock:
             mine = set(self._claims)
-        for slot in range(self._children):
-            at = HEADER + slot * SLOT
-            noted = bytes(self._shared[at : at + SLOT])
-            if any(noted):
-                mine.add(UUID(bytes=noted))
-        return mine
+        slots = bytes(self._shared[HEADER:])
+        noted = {slots[at : at + SLOT] for at in range(0, len(slots), SLOT)} - {bytes(SLOT)}
+        return mine | {UUID(bytes=one) for one in noted}
 
     def _put(self, slot: int, value: bytes) -> None:
-        if slot < self._children:
-            at = HEADER + slot * SLOT
-            self._shared[at : at + SLOT] = value
+        if slot >= CHILDREN:
+            raise _too_many(slot + 1)
+        at = HEADER + slot * SLOT
+        self._shared[at : at + SLOT] = value
+
+
+def _too_many(children: int) -> BadSettings:
+    return BadSettings("a prefork pool has too many children", value=children, expected=f"at most {CHILDREN}",
+                       next="agentmesh worker --help")  # fmt: skip
