@@ -37,6 +37,7 @@ WORKERS = (
 READY_S = 60.0
 LOOK_S = 0.1
 TELL_S = 5.0  # off a terminal: a line this often
+GUESS_FROM = 0.05  # the part that must have ended before a time left is worth saying
 
 
 @dataclass(slots=True)
@@ -194,16 +195,21 @@ def watch(stage: Stage, ids: Sequence[UUID], crash: Any = None) -> None:
 
 
 class _Bar:
-    """done/total, rate and time left: a bar on a terminal, elsewhere a line every few seconds."""
+    """done/total, rate and time left: a bar on a terminal, elsewhere a line every few seconds.
+
+    Rate and time left count only what ended since the first `show`.
+    """
 
     def __init__(self, total: int) -> None:
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
         self._total, self._told = total, 0.0
-        columns = (TextColumn("working messages"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"),
-                   TimeRemainingColumn())  # fmt: skip
+        self._before: int | None = None
+        columns = (
+            TextColumn("working messages"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[pace]}"),
+        )  # fmt: skip
         self._bar = Progress(*columns, console=console(err=True)) if is_terminal() else None
-        self._task = self._bar.add_task("", total=total, rate="") if self._bar else None
+        self._task = self._bar.add_task("", total=total, pace="") if self._bar else None
 
     def __enter__(self) -> _Bar:
         if self._bar:
@@ -215,13 +221,22 @@ class _Bar:
             self._bar.stop()
 
     def show(self, done: int, seconds: float) -> None:
-        rate = done / seconds if seconds > 0.5 else 0.0
+        self._before = done if self._before is None else self._before
+        pace = _pace(done - self._before, self._total - self._before, seconds)
         if self._bar and self._task is not None:
-            self._bar.update(self._task, completed=done, rate=f"{rate:.1f}/s" if rate else "")
+            self._bar.update(self._task, completed=done, pace=pace)
         elif seconds - self._told >= TELL_S:
             self._told = seconds
-            left = f", about {span((self._total - done) / rate)} left" if rate else ""
-            say(f"{done} of {self._total} messages, {rate:.1f}/s{left}")
+            say(f"{done} of {self._total} messages{pace and ', '}{pace}")
+
+
+def _pace(ended: int, of: int, seconds: float) -> str:
+    """ "4.0/s, about 45.0 s left"; less of it while too little has ended to tell."""
+    if ended == 0 or seconds <= 0.5:
+        return ""
+    rate = ended / seconds
+    left = f", about {span((of - ended) / rate)} left" if GUESS_FROM * of <= ended < of else ""
+    return f"{rate:.1f}/s{left}"
 
 
 def _summary(stage: Stage, ids: Sequence[UUID]) -> Summary:

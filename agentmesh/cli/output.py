@@ -24,6 +24,7 @@ from agentmesh.errors import BadSettings, DatabaseUnreachable, MeshError, Mistak
 if TYPE_CHECKING:
     from rich.console import Console
 
+GONE = {"psycopg.OperationalError", "psycopg.InterfaceError"}  # by name: most verbs never import it
 STATUS = {"done": "green", "failed": "red", "cancelled": "yellow", "running": "cyan", "dead": "red", "alive": "green"}
 
 
@@ -154,7 +155,7 @@ def as_mesh_error(exc: Exception) -> MeshError:
         where = getattr(getattr(exc, "ctx", None), "command_path", "agentmesh")
         return Mistake(str(usage()).rstrip("."), expected=f"as '{where} --help' says", next=f"{where} --help")
     cause: BaseException = getattr(exc, "orig", None) or exc
-    if type(cause).__module__.startswith("psycopg") and type(cause).__name__ == "OperationalError":
+    if any(f"{one.__module__}.{one.__name__}" in GONE for one in type(cause).__mro__):
         return DatabaseUnreachable(
             f"the database does not answer: {(str(cause).strip() or 'no reason').splitlines()[0]}"
         )

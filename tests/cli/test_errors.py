@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import psycopg
 import pytest
+import sqlalchemy as sa
 import typer
 
 import agentmesh
@@ -95,3 +98,28 @@ def test_s35_what_comes_from_outside_is_printed_escaped(capsys: pytest.CaptureFi
     assert "\x1b" not in said
     assert "\u202e" not in said
     assert r"\x1b[2J\r\n" in said
+
+
+GONE = [
+    psycopg.OperationalError("server closed the connection"), psycopg.InterfaceError("the connection is closed"),
+    psycopg.errors.AdminShutdown("terminating connection"), psycopg.errors.CannotConnectNow("starting up"),
+    psycopg.errors.CrashShutdown("crash of another server process"), psycopg.errors.QueryCanceled("statement timeout"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+@pytest.mark.parametrize("gone", GONE, ids=lambda one: type(one).__name__)
+def test_a_database_that_goes_away_is_unreachable_and_no_error_of_ours(
+    gone: psycopg.Error, wrapped: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    exc = sa.exc.OperationalError("SELECT", None, gone) if wrapped else gone
+    assert report(exc, as_json=True, debug=False) == 5
+    problem = json.loads(capsys.readouterr().err)
+    assert (problem["code"], problem["value"]) == ("E_DATABASE", None)
+
+
+def test_a_wrong_statement_is_an_error_of_ours(capsys: pytest.CaptureFixture[str]) -> None:
+    assert report(psycopg.errors.UndefinedTable("no such table"), as_json=True, debug=False) == 1
+    problem = json.loads(capsys.readouterr().err)
+    assert problem["code"] == "E_INTERNAL"
+    Path(problem["value"]).unlink()
