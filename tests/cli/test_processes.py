@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -62,12 +64,12 @@ class Home:
         out, err = made.communicate(timeout=within)
         return made.returncode, out, err
 
-    def dev(self) -> subprocess.Popen[str]:
-        """`dev --json`, when its worker beats."""
+    def dev(self, *agents: str) -> subprocess.Popen[str]:
+        """`dev --json`, when its worker beats; it knows these agents and the greeter."""
         made = self.start("dev", "--json")
         first = made.stdout.readline() if made.stdout else ""
         assert first, made.communicate()
-        assert json.loads(first)["agents"] == ["greeter"]
+        assert json.loads(first)["agents"] == [*agents, "greeter"]
         until(lambda: self.value("SELECT 1 FROM mesh.workers WHERE pid = %s AND state = 'alive'", made.pid), within=60)
         return made
 
@@ -123,6 +125,21 @@ def test_dev_starts_works_stops_on_ctrl_c_keeps_its_data_and_survives_kill_9(hom
     code, out, err = home.run("submit", "greeter", "greet", "--wait", "--timeout", "30")
     assert (code, out.splitlines()[-1]) == (0, '"hello nobody"'), err
     assert home.run("trace", "list", "--json")[1].count('"done"') == 2
+
+
+def test_the_projects_files_in_the_readme_run_as_written(home: Home) -> None:
+    readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    block = dict(re.findall(r"```(yaml|toml|python)\n(.*?)```", readme, re.DOTALL))
+    tools = block["python"].partition("# A producer")[0].replace("    ...\n", "    return [customer, str(since)]\n")
+    types = "from datetime import date\nOrder, Receipt = object, dict\n"
+    for name, text in [("config/agents/complaints.yaml", block["yaml"]), ("agentmesh.toml", block["toml"]),
+                       ("shop_tools.py", types + tools.replace("list[Order]", "list"))]:  # fmt: skip
+        (home.folder / name).write_text(text)
+    home.dev("complaints")
+    command = re.search(r"`agentmesh (submit complaints[^`]*)`", readme)
+    assert command
+    code, out, err = home.run(*shlex.split(command[1]), "--timeout", "30")
+    assert (code, out.splitlines()[-1]) == (0, '[7, "2025-04-25"]'), err
 
 
 def test_dev_ephemeral_leaves_nothing(home: Home) -> None:
