@@ -337,6 +337,15 @@ class SchemaDrift(MeshError):
     next = "agentmesh db check"
 
 
+class BlobMissing(MeshError, LookupError):
+    """A row refers to a value that was put aside and is not there."""
+
+    code = "E_BLOB"
+    exit_code = 6
+    expected = "every value that a row refers to"
+    next = "agentmesh doctor --deep"
+
+
 class InvariantBroken(MeshError):
     code = "E_INVARIANT"
     exit_code = 6

@@ -41,7 +41,10 @@ MAX_TEXT = 4000
 
 @dataclass(slots=True)
 class Fate:
+    """What has become of a run so far; all its positions share it."""
+
     outcome: str = "lost"
+    landed: int = 0  # commits that won
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,11 +95,14 @@ class Position:
     fate: Fate = field(default_factory=Fate)
 
     @classmethod
-    def of(cls, taken: Taken) -> Position:
+    def of(cls, taken: Taken, policy: Policy | None = None) -> Position:
+        """Where a run begins. Raises ValueError for a recorded policy that cannot be read, unless one is given."""
         step = taken.step
+        if policy is None:
+            policy = Policy.model_validate_json(json.dumps(taken.trace.policy))
         calls = tuple(LiveCall(row, None, row["result"], row["error"]) for row in taken.calls)
         return cls(
-            held=taken.trace, policy=Policy.model_validate_json(json.dumps(taken.trace.policy)), step_id=step["id"],
+            held=taken.trace, policy=policy, step_id=step["id"],
             step_epoch=step["epoch"], node=step["node"], kind=step["kind"], phase=step["phase"],
             iteration=step["iteration"], failures=step["failures"], need=step["need"], wins=step["wins"], pending=0,
             attempt_id=taken.attempt_id, attempt_n=taken.attempt_n, action=step["action"], error=step["error"], calls=calls,
@@ -222,7 +228,9 @@ class Draft:
             tuple(self.attempts), tuple(self.new_attempts), tuple(self.memory), tuple(self.effects), tuple(self.children),
             self.end, keep,
         )  # fmt: skip
-        return traces.commit(db, self.at.held, change)
+        landed = traces.commit(db, self.at.held, change)
+        self.at.fate.landed += landed is not None
+        return landed
 
 
 def _short(value: Json) -> Json:

@@ -35,7 +35,7 @@ from agentmesh.execution.advance import (
 )  # fmt: skip
 from agentmesh.execution.callbacks import CallbackHandler, StepResult, effects_of
 from agentmesh.execution.draft import Draft, LiveCall, Position
-from agentmesh.execution.failures import failure_of
+from agentmesh.execution.failures import AWAY, failure_of, ours, refused, theirs
 from agentmesh.execution.plan import BehaviorPlan
 from agentmesh.execution.router import Dispatch, ToolRouter
 from agentmesh.infrastructure.database import Database
@@ -87,15 +87,38 @@ class Executor:
 
     def run(self, taken: Taken) -> str:
         """Work the trace until it ends, waits, is handed on or is lost; which of these it was."""
-        at: Position | None = Position.of(taken)
-        last = at
+        at: Position | None
+        try:
+            last = at = Position.of(taken)
+        except ValueError as exc:  # a policy that this release does not read
+            last = Position.of(taken, Policy())
+            at = self._crashed(last, exc)
         while at is not None:
             last, at = at, self._step(at)
-        return last.outcome if last is not None else "lost"
+        return last.outcome
 
     # --- one step -------------------------------------------------------------------------------------------------
 
     def _step(self, at: Position) -> Position | None:
+        """Where it goes on from here. What nobody foresaw ends the trace: given back, it would come again for ever."""
+        landed = at.fate.landed
+        try:
+            return self._advance(at)
+        except Exception as exc:
+            away = isinstance(exc, AWAY) and not refused(exc)
+            if away or at.fate.landed != landed:  # it is no longer where `at` says
+                raise
+            return self._crashed(at, exc)
+
+    def _crashed(self, at: Position, exc: Exception) -> Position | None:
+        log.error("EXEC_FAIL", trace_id=str(at.held.id), agent=at.held.agent, exc_info=exc)
+        failure = failure_of(exc, code="E_INTERNAL")
+        draft = Draft(at)
+        draft.ends(at.attempt_id, "failed", failure.as_json())
+        inline.abandon(at, failure, draft)
+        return self._end(at, draft, Fail(failure), status="failed")
+
+    def _advance(self, at: Position) -> Position | None:
         if at.phase == "callback":
             return self._conclude(at, self._result(at), Draft(at))
         if at.kind == "tools":
@@ -109,9 +132,7 @@ class Executor:
         try:
             view = self._view(at)
             point("reason.before")
-            if getattr(self.agent.reasoner, "prompts", False):
-                self.agent.reasoner.inject_prompt(view)  # type: ignore[attr-defined]
-            action = parse_action(self.agent.reasoner.select_action(view), default_strategy=self.strategy)
+            action = parse_action(theirs(lambda: self._asked(view)), default_strategy=self.strategy)
             point("reason.after_answer")
             draft.notes(view.taken_notes(), self.parts.redact)
             step = self._tools_step(at)
@@ -119,11 +140,18 @@ class Executor:
             plan = self._resolve(at, action, step) if isinstance(decision, CallTools) else None
             draft.event("REASONER_ACTION", **self._chosen(at, action))
             draft.step(**self._kept(at, action))
+        except AWAY:
+            raise
         except Exception as exc:  # noqa: BLE001 - whatever a reasoner raises is its step's failure
             return self._broke(at, Draft(at), failure_of(exc, code="E_REASONER"))
         if plan is not None:
             return self._dispatch(at, draft, action, step, plan)
         return self._answered(at.answering(action, view), draft, action)
+
+    def _asked(self, view: Session) -> object:
+        if getattr(self.agent.reasoner, "prompts", False):
+            self.agent.reasoner.inject_prompt(view)  # type: ignore[attr-defined]
+        return self.agent.reasoner.select_action(view)
 
     def _resolve(self, at: Position, action: Action, step: NewStep) -> Dispatch:
         plan = self.parts.router.resolve(
@@ -222,8 +250,8 @@ class Executor:
         try:
             view = replace(at.view or self._view(at), result=result.value)
             point("callback.before")
-            self.agent.reasoner.feedback(result.value)
-            outcome = self.parts.callback.handle(result, at.policy, view)
+            theirs(lambda: self.agent.reasoner.feedback(result.value))
+            outcome = theirs(lambda: self.parts.callback.handle(result, at.policy, view))
             point("callback.after_handler")
             draft.notes(view.taken_notes(), self.parts.redact)
             output = self.parts.blobs.shrink(at.held.tenant_id, at.output(result), what="the result of a step")
@@ -235,6 +263,8 @@ class Executor:
             if isinstance(decision, Fail) and outcome.defaulted:
                 decision = Fail(_first(result) or decision.failure)
             child = self._child(at, decision)
+        except AWAY:
+            raise
         except Exception as exc:  # noqa: BLE001 - whatever a handler raises is its callback's failure
             return self._broke(at, draft, failure_of(exc, code="E_CALLBACK"), callback=True, result=result.value)
         draft.event("REASONER_FEEDBACK", ok=result.ok)
@@ -357,7 +387,7 @@ class Executor:
             self.agent.spec.session.strategy, self.agent.spec.session.options,
             trace_id=str(held.id), context_id=held.context_id, tenant=held.tenant_id, agent=held.agent,
             intent=held.intent, from_=held.from_id, payload=expand(held.tenant_id, held.payload),
-            memory=Lazy(remembered), results=Lazy(known),
+            memory=Lazy(lambda: ours(remembered)), results=Lazy(lambda: ours(known)),
             step=held.steps, iteration=at.iteration - 1, node=at.node, locale=held.locale, permissions=held.permissions,
             tools=self.agent.spec.tools, policy=at.policy,
         )  # fmt: skip

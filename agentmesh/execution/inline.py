@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping, Sequence
+from concurrent.futures import CancelledError, Future
 from concurrent.futures import TimeoutError as RoundTimeout
 from contextvars import copy_context
 from dataclasses import replace
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING
 from uuid import UUID
 
 from agentmesh.execution.draft import Draft, LiveCall, Position
-from agentmesh.execution.failures import failure_of
+from agentmesh.execution.failures import AWAY, Leaving, failure_of, theirs
 from agentmesh.execution.invoke import context, invoke
 from agentmesh.execution.slots import Fold, Lost, Outcome, Place, Won, fold
 from agentmesh.records import Failure, Json, Ring, new_id
@@ -27,17 +28,37 @@ if TYPE_CHECKING:
 
 
 def run_round(running: Sequence[LiveCall], at: Position, parts: Parts) -> dict[UUID, Outcome]:
-    """The outcome of each running call; one that is over its time counts as timed out and is left to itself."""
+    """The outcome of each running call; one that is over its time counts as timed out and is left to itself.
+
+    Afterwards nothing of the round starts any more. Raises what our own database raises, and Leaving.
+    """
     if len(running) == 1:
         return {running[0].call["id"]: _run(running[0], at, parts)}
-    futures = {one.call["id"]: parts.pool.submit(copy_context().run, _run, one, at, parts) for one in running}
-    outcomes: dict[UUID, Outcome] = {}
-    for one in running:
-        try:
-            outcomes[one.call["id"]] = futures[one.call["id"]].result(timeout=one.call["timeout_s"])
-        except RoundTimeout:
-            outcomes[one.call["id"]] = Lost(TIMEOUT)
-    return outcomes
+    futures: dict[UUID, Future[Outcome]] = {}
+    try:
+        for one in running:
+            futures[one.call["id"]] = _submitted(one, at, parts)
+        return {one.call["id"]: _awaited(futures[one.call["id"]], one.call["timeout_s"]) for one in running}
+    finally:
+        for future in futures.values():
+            future.cancel()
+
+
+def _submitted(live: LiveCall, at: Position, parts: Parts) -> Future[Outcome]:
+    try:
+        return parts.pool.submit(copy_context().run, _run, live, at, parts)
+    except RuntimeError as exc:  # what a pool says once it is shut down, or the process has no thread left
+        raise Leaving(str(exc)) from exc
+
+
+def _awaited(future: Future[Outcome], timeout_s: float) -> Outcome:
+    try:
+        return future.result(timeout=timeout_s)
+    except RoundTimeout:
+        future.cancel()  # it may still wait for a thread, and would start after its time-out was recorded
+        return Lost(TIMEOUT)
+    except CancelledError as exc:  # not by us: the pool was shut down
+        raise Leaving("the pool was shut down before this call had started") from exc
 
 
 def _run(live: LiveCall, at: Position, parts: Parts) -> Outcome:
@@ -53,10 +74,13 @@ def _run(live: LiveCall, at: Position, parts: Parts) -> Outcome:
             if one.call["slot"] == call["slot"] and one.call["idx"] < call["idx"] and one.call["status"] == "done"
         }
         payload = parts.blobs.expand(held.tenant_id, held.payload)
-        value = invoke(parts.router.tool(call["tool"]), parts.blobs.expand(held.tenant_id, call["args"]),
-                       context(row, payload=payload, results=earlier, attempt=call["n"]))  # fmt: skip
+        tool, args = parts.router.tool(call["tool"]), parts.blobs.expand(held.tenant_id, call["args"])
+        ctx = context(row, payload=payload, results=earlier, attempt=call["n"])
+        value = theirs(lambda: invoke(tool, args, ctx))
         return Won(parts.blobs.shrink(held.tenant_id, value, what=f"the result of {call['tool']}"))
-    except Exception as exc:  # noqa: BLE001 - whatever a tool raises is its call's failure
+    except AWAY:
+        raise
+    except Exception as exc:  # noqa: BLE001 - what a tool raises, or is wrong with a call, is its failure
         return Lost(failure_of(exc, code="E_TOOL"))
 
 
@@ -78,6 +102,15 @@ def count(at: Position, outcomes: Mapping[UUID, Outcome], draft: Draft) -> tuple
                        wake_s=_pause_s(by_id[call_id], failure))
         )  # fmt: skip
     return folded, calls
+
+
+def abandon(at: Position, failure: Failure, draft: Draft) -> None:
+    """End whatever of the step is open, uncounted: its trace ends with this failure."""
+    draft.step(pending=0)
+    for one in at.calls:
+        if one.call["status"] in {"held", "ready", "running"}:
+            draft.calls.append(CallChange(one.call["id"], one.call["epoch"], "cancelled"))
+            draft.ends(one.attempt_id, "failed", failure.as_json())
 
 
 def start_next(at: Position, calls: list[LiveCall], folded: Fold, draft: Draft, *, keep: bool) -> list[Ring]:

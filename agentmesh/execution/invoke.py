@@ -41,8 +41,5 @@ def invoke(tool: Tool, args: Mapping[str, Json], ctx: ToolContext) -> Json:
 
 
 def _run(function: Callable[..., Any], first: tuple[ToolContext, ...], args: dict[str, Any]) -> Any:
-    try:
-        value = function(*first, **args)
-        return asyncio.run(value) if inspect.iscoroutine(value) else value
-    except (SystemExit, asyncio.CancelledError) as exc:  # a tool ends itself, never the worker it runs in
-        raise RuntimeError(f"the tool raised {type(exc).__name__}: {exc}") from exc
+    value = function(*first, **args)
+    return asyncio.run(value) if inspect.iscoroutine(value) else value

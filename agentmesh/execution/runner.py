@@ -16,8 +16,8 @@ import psycopg
 import sqlalchemy as sa
 import structlog
 
-from agentmesh.errors import DatabaseUnreachable, PoolTimeout, ToolCommitted
-from agentmesh.execution.failures import failure_of
+from agentmesh.errors import ToolCommitted
+from agentmesh.execution.failures import AWAY, Raised, failure_of, theirs
 from agentmesh.execution.invoke import context, invoke
 from agentmesh.execution.tools import Tool, ToolContext, ToolRegistry
 from agentmesh.infrastructure.database import Database, Tx
@@ -31,7 +31,6 @@ from agentmesh.state.traces import Holder
 
 log = structlog.get_logger("agentmesh.call")
 
-AWAY = (psycopg.OperationalError, psycopg.InterfaceError, DatabaseUnreachable, PoolTimeout)
 IDLE = psycopg.errors.IdleInTransactionSessionTimeout
 
 Notes = Callable[[str, UUID, UUID], Any]
@@ -67,17 +66,16 @@ class ToolRunner:
             if tool.tx:
                 settled = self._transact(tool, claimed, ctx)
             else:
-                value = _called(tool, self._expanded(claimed), ctx)
+                args = self._expanded(claimed)
+                value = theirs(lambda: invoke(tool, args, ctx))
                 point("call.in_commit")
                 point("join.last_before_commit")
                 settled = self._kept(lambda: self._tasks.record(claimed, "won", result=self._shrunk(claimed, value)))
-        except _Raised as raised:
-            failure = failure_of(raised.cause, code="E_TOOL")
-            settled = self._kept(lambda: self._tasks.record(claimed, "failed", failure=failure))
         except AWAY:
             raise  # our own database, not the tool's: the heart gives the call back
-        except Exception as exc:  # noqa: BLE001 - whatever else is wrong with a call is its failure
-            settled = self._tasks.record(claimed, "failed", failure=failure_of(exc, code="E_TOOL"))
+        except Exception as exc:  # noqa: BLE001 - what a tool raises, or is wrong with a call, is its failure
+            failure = failure_of(exc, code="E_TOOL")
+            settled = self._kept(lambda: self._tasks.record(claimed, "failed", failure=failure))
         point("call.after_commit")
         if settled is not None and settled.joined:
             point("join.after_commit")
@@ -106,15 +104,20 @@ class ToolRunner:
         Where its connection or the answer to COMMIT is lost, the call is released: winning means that nothing was
         applied, and it runs again.
         """
-        with self._db.engine.connect().execution_options(isolation_level="READ COMMITTED") as connection:
+        with self._db.lend() as connection:
+            driver = connection.connection.driver_connection
             try:
                 return self._within(connection, tool, claimed, ctx)
+            except Raised as raised:
+                if driver is None or not driver.closed:
+                    raise
+                lost: BaseException = raised.cause  # the tool met the end of the connection that we lent it
             except (sa.exc.DBAPIError, psycopg.OperationalError, psycopg.InterfaceError, IDLE) as exc:
-                connection.invalidate()
-                idle = isinstance(getattr(exc, "orig", exc), IDLE)
-        if idle:
+                lost = exc
+            connection.invalidate()
+        if _idled(lost):
             return self._tasks.record(claimed, "timeout", failure=TIMEOUT)
-        return self._tasks.record(claimed, "released") or self._tasks.known(claimed)
+        return self._tasks.record(claimed, "released") or self._tasks.known(claimed, "won")
 
     def _within(self, connection: sa.Connection, tool: Tool, claimed: Claimed, ctx: ToolContext) -> Settled | None:
         driver = connection.connection.driver_connection
@@ -122,7 +125,8 @@ class ToolRunner:
             raise RuntimeError("the pool gave no connection")
         transaction = connection.begin()
         backend = _transaction_id(driver)
-        value = self._shrunk(claimed, _called(tool, self._expanded(claimed), replace(ctx, tx=connection)))
+        args, lent = self._expanded(claimed), replace(ctx, tx=connection)
+        value = self._shrunk(claimed, theirs(lambda: invoke(tool, args, lent)))
         if not transaction.is_active or _transaction_id(driver) != backend:
             raise ToolCommitted(f"tool {tool.name} ended the transaction it was given", value=tool.name)
         point("call.in_commit")
@@ -152,19 +156,11 @@ class ToolRunner:
         return self._blobs.shrink(claimed.row["tenant_id"], value, what=f"the result of {claimed.row['tool']}")
 
 
-class _Raised(Exception):
-    """What a tool raised, whatever its class: it must not be taken for an error of ours."""
-
-    def __init__(self, cause: Exception) -> None:
-        super().__init__(str(cause))
-        self.cause = cause
-
-
-def _called(tool: Tool, args: dict[str, Json], ctx: ToolContext) -> Json:
-    try:
-        return invoke(tool, args, ctx)
-    except Exception as exc:
-        raise _Raised(exc) from exc
+def _idled(exc: BaseException | None) -> bool:
+    """Whether the server ended the session because nothing was said in its transaction."""
+    while exc is not None and not isinstance(exc, IDLE):
+        exc = exc.__cause__ or exc.__context__
+    return exc is not None
 
 
 def _transaction_id(driver: Any) -> object:

@@ -31,6 +31,9 @@ Row = dict[str, Any]
 _NUL = re.compile(r"(?<!\\)((?:\\\\)*+)\\u0000")
 T = TypeVar("T")
 
+GONE = (psycopg.OperationalError, psycopg.InterfaceError)
+"""How psycopg says that the server ended a session, or is not there at all."""
+
 ROLE_SETTINGS = {
     "statement_timeout": "8s",
     "lock_timeout": "3s",
@@ -204,12 +207,7 @@ class Database:
     @contextlib.contextmanager
     def checkout(self) -> Iterator[Tx]:
         """A connection in autocommit: every statement commits by itself."""
-        try:
-            pooled = self.engine.raw_connection()
-        except PoolExhausted as exc:
-            raise PoolTimeout("no database connection became free in time") from exc
-        except (sa.exc.OperationalError, psycopg.OperationalError) as exc:
-            raise unreachable(self.url, exc) from exc
+        pooled = self._free(self.engine.raw_connection)
         driver = pooled.driver_connection
         try:
             if driver is None:
@@ -222,6 +220,21 @@ class Database:
             pooled.close()
             if broken:
                 self.engine.dispose()  # what ended this connection has most likely ended the idle ones too
+
+    @contextlib.contextmanager
+    def lend(self) -> Iterator[sa.Connection]:
+        """A SQLAlchemy connection at read committed, for code that brings its own SQL."""
+        with self._free(self.engine.connect) as connection:
+            yield connection.execution_options(isolation_level="READ COMMITTED")
+
+    def _free(self, connect: Callable[[], T]) -> T:
+        """A connection of the pool. Raises PoolTimeout, DatabaseUnreachable."""
+        try:
+            return connect()
+        except PoolExhausted as exc:
+            raise PoolTimeout("no database connection became free in time") from exc
+        except (*GONE, sa.exc.OperationalError, sa.exc.InterfaceError) as exc:
+            raise unreachable(self.url, exc) from exc
 
     @contextlib.contextmanager
     def begin(self) -> Iterator[Tx]:

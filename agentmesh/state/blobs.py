@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 
-from agentmesh.errors import PayloadTooLarge
+from agentmesh.errors import BlobMissing, PayloadTooLarge
 from agentmesh.infrastructure import jsontext
 from agentmesh.infrastructure.database import Database
 from agentmesh.records import Json
@@ -48,7 +48,7 @@ class BlobStore:
         return {"$blob": digest}
 
     def expand(self, tenant_id: str, value: Json) -> Json:
-        """The value a reference stands for; anything else as it is. Raises LookupError when the blob is not there."""
+        """The value a reference stands for; anything else as it is. Raises BlobMissing."""
         if not is_reference(value):
             return value
         rows = self._db.once(
@@ -56,7 +56,7 @@ class BlobStore:
             {"tenant": tenant_id, "hash": value["$blob"]},
         )
         if not rows:
-            raise LookupError(f"blob {value['$blob'][:12]}… is not there")
+            raise BlobMissing("a value that was put aside is not there", value=value["$blob"])
         return jsontext.loads(bytes(rows[0]["body"]), what="a blob", max_bytes=self._max)
 
 

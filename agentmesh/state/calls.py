@@ -102,6 +102,16 @@ UPDATE mesh.attempts SET outcome = 'stale', ended_at = coalesce(ended_at, mesh.m
  WHERE id = %(attempt)s AND tenant_id = %(tenant)s AND (outcome IS NULL OR outcome IN ('lost', 'timeout'))
 """
 
+# Writes, so that its own commit waits for whatever ours waited for.
+KNOWN = """
+WITH a AS (UPDATE mesh.attempts SET outcome = outcome WHERE id = %(attempt)s AND tenant_id = %(tenant)s
+    AND outcome = %(outcome)s RETURNING call_id, tenant_id)
+SELECT c.status, c.trace_id, s.id AS step_id, s.epoch AS step_epoch, s.queue AS step_queue, s.agent AS step_agent,
+  s.priority AS step_priority, s.status = 'joined' AS fired
+ FROM a JOIN mesh.calls c ON c.id = a.call_id AND c.tenant_id = a.tenant_id
+  JOIN mesh.steps s ON s.id = c.step_id AND s.tenant_id = c.tenant_id
+"""
+
 CONTINUATION = 2
 """How much higher than new work a continuation rings."""
 
@@ -218,20 +228,16 @@ class TaskManager:
         try:
             settled = once()
         except (psycopg.OperationalError, psycopg.InterfaceError):
-            settled = once() or self.known(claimed)
+            settled = once()
+        settled = settled or self.known(claimed, outcome)
         if settled is None:
             mark_stale(self._db, claimed)
         return settled
 
-    def known(self, claimed: Claimed) -> Settled | None:
-        """What the first write left, when repeating it changed nothing: our attempt's outcome tells that it landed."""
+    def known(self, claimed: Claimed, outcome: Outcome) -> Settled | None:
+        """What an earlier write of `outcome` left, when repeating it changed nothing; None when it never landed."""
         rows = self._db.once(
-            "SELECT c.status, c.trace_id, s.id AS step_id, s.epoch AS step_epoch, s.queue AS step_queue,"
-            " s.agent AS step_agent, s.priority AS step_priority, s.status = 'joined' AS fired"
-            " FROM mesh.attempts a JOIN mesh.calls c ON c.id = a.call_id AND c.tenant_id = a.tenant_id"
-            " JOIN mesh.steps s ON s.id = c.step_id AND s.tenant_id = c.tenant_id"
-            " WHERE a.id = %(attempt)s AND a.tenant_id = %(tenant)s AND a.outcome IN ('won', 'failed', 'timeout', 'released')",
-            {"attempt": claimed.attempt_id, "tenant": claimed.row["tenant_id"]},
+            KNOWN, {"attempt": claimed.attempt_id, "tenant": claimed.row["tenant_id"], "outcome": outcome}
         )
         if not rows:
             return None

@@ -1,13 +1,18 @@
 """Executors on real rows: every way a step may go, event by event."""
 
 import itertools
+import random
+import string
 
+import psycopg
 import pytest
 
 from agentmesh import Verdict, define_agent, register_tool
-from agentmesh.errors import Permanent, Retry
+from agentmesh.errors import DatabaseUnreachable, Permanent, Retry
 from agentmesh.execution.callbacks import HANDLERS, register_callback
+from agentmesh.infrastructure import faults
 from agentmesh.records import Ring
+from agentmesh.state import rescue
 
 AT_ONCE = {"base_s": 0, "cap_s": 0}
 
@@ -332,3 +337,174 @@ def test_a_trace_follows_the_plan_it_is_pinned_to(lab):
     trace = lab.open("work")
     assert lab.trace(trace)["plan_hash"] == lab.mesh.runtime("puppet").agent.plan.hash
     assert lab.rows("SELECT count(*) AS n FROM mesh.plans")[0]["n"] == 1
+
+
+# --- what nobody foresaw ends the trace; our own database being away does not
+
+
+class Away:
+    """A database that is not there."""
+
+    def once(self, *_):
+        raise psycopg.OperationalError("away")
+
+
+@pytest.fixture
+def big(make_lab, tools):
+    """A lab whose tool `large` returns what is put aside."""
+    register_tool("large", registry=tools)(lambda: "x" * 100_000)
+    return make_lab()
+
+
+def joined(lab, *tools):
+    """A trace whose tools have run and whose callback is the next to run; the doorbells that wait are its."""
+    trace = lab.open(*tools)
+    lab.answer()
+    assert lab.step(trace)["status"] == "joined"
+    return trace
+
+
+def ended(lab, trace):
+    """How it ended, told once in its history."""
+    assert lab.events(trace).count("EXEC_FAIL") == 1
+    assert lab.events(trace)[-1] == "EXEC_FAIL"
+    return trace.status(), error(lab, trace)
+
+
+def test_a_result_that_is_no_longer_there_ends_the_trace_and_is_not_tried_for_ever(big):
+    trace = joined(big, "large")
+    big.rows("DELETE FROM mesh.blobs")
+    big.drain()
+    assert ended(big, trace) == ("failed", "E_BLOB")
+    assert big.outcomes(trace, "callback") == ["failed"]
+
+
+def test_a_pinned_plan_that_cannot_be_read_ends_the_trace(lab):
+    trace = joined(lab, "work")
+    lab.rows("UPDATE mesh.traces SET plan_hash = 'gone'")
+    lab.drain()
+    assert ended(lab, trace) == ("failed", "E_INTERNAL")
+
+
+def test_a_recorded_policy_that_cannot_be_read_ends_the_trace(lab):
+    trace = joined(lab, "work")
+    lab.rows("""UPDATE mesh.traces SET policy = policy || '{"of_another_release": 1}'""")
+    lab.drain()
+    assert ended(lab, trace) == ("failed", "E_INTERNAL")
+
+
+def test_what_is_beyond_the_servers_limits_ends_the_trace(lab):
+    key = "".join(random.Random(0).choices(string.ascii_letters, k=9000))  # too long for an index, however compressed
+    register_callback("verbose")(lambda result, session: {"memory": [{"key": key, "value": 1}]})
+    trace = done(lab, {"answer": 1}, policy={"callbacks": ["verbose"]})
+    assert ended(lab, trace) == ("failed", "E_INTERNAL")
+
+
+def test_an_inline_step_that_breaks_down_leaves_no_call_open(make_lab, tools):
+    register_tool("large", registry=tools, inline=True)(lambda: "x" * 100_000)
+
+    @register_tool("fails", registry=tools, inline=True, attempts=1)
+    def fails() -> int:
+        raise ValueError("no")
+
+    @register_tool("loses", registry=tools, inline=True)
+    def loses() -> int:
+        lab.rows("DELETE FROM mesh.blobs")
+        return 1
+
+    lab = make_lab()
+    trace = done(lab, {"tools": [["fails", "loses"], ["large"]]})
+    assert ended(lab, trace) == ("failed", "E_BLOB")
+    assert {one["tool"]: one["status"] for one in lab.calls(trace)} == {
+        "fails": "failed", "large": "done", "loses": "cancelled",
+    }  # fmt: skip
+
+
+def test_our_own_database_that_is_away_ends_no_trace(big):
+    trace = joined(big, "large")
+    big.mesh.blobs._db = Away()
+    with pytest.raises(psycopg.OperationalError):
+        big.answer()
+    big.mesh.blobs._db = big.mesh.db
+    given_back(big, trace)
+    assert trace.result(0) == "x" * 100_000
+    assert big.outcomes(trace, "callback") == ["released", "won"]
+
+
+def given_back(lab, trace):
+    """What a heart does with a trace that nothing runs; then it goes on."""
+    row = lab.trace(trace)
+    assert (row["status"], row["worker_id"]) == ("running", lab.hand.worker_id)
+    lab.bells.ring(rescue.give_back(lab.mesh.db, row | {"kind": "trace"}, "released"))
+    lab.drain()
+
+
+def test_memory_that_cannot_be_read_is_no_failure_of_the_reasoner(make_lab, tools):
+    lab = make_lab(reasoner=lambda session: {"answer": len(session.memory)})
+    trace = lab.start()
+    sessions = lab.mesh.parts.sessions
+    sessions._db = Away()
+    with pytest.raises(DatabaseUnreachable):
+        lab.answer()
+    sessions._db = lab.mesh.db
+    given_back(lab, trace)
+    assert trace.result(0) == 0
+    assert lab.outcomes(trace, "reason") == ["released", "won"]
+
+
+def test_an_answer_that_cannot_be_put_aside_is_no_failure_of_the_reasoner(make_lab, tools):
+    lab = make_lab(reasoner=lambda _: {"answer": "x" * 100_000})
+    trace = lab.start()
+    lab.mesh.blobs._db = Away()
+    with pytest.raises(psycopg.OperationalError):
+        lab.answer()
+    lab.mesh.blobs._db = lab.mesh.db
+    given_back(lab, trace)
+    assert lab.outcomes(trace, "reason") == ["released", "won"]
+
+
+@pytest.mark.parametrize(("raised", "code"), [
+    (psycopg.OperationalError("theirs"), "E_REASONER"), (DatabaseUnreachable("theirs"), "E_DATABASE"),
+    (SystemExit(3), "E_REASONER"),
+])  # fmt: skip
+def test_whatever_a_reasoner_raises_is_its_failure(make_lab, tools, raised, code):
+    lab = make_lab(reasoner=thrower(raised), policy={"reasoner_attempts": 1})
+    trace = done(lab)
+    assert ended(lab, trace) == ("failed", code)
+
+
+@pytest.mark.parametrize("raised", [psycopg.OperationalError("theirs"), SystemExit(3)])
+def test_whatever_a_handler_raises_is_its_failure(lab, raised):
+    register_callback("raises")(lambda result, session: thrower(raised)(session))
+    trace = done(lab, {"answer": 1}, policy={"callbacks": ["raises"], "callback_attempts": 1})
+    assert ended(lab, trace) == ("failed", "E_CALLBACK")
+
+
+def thrower(raised):
+    def throw(_):
+        raise raised
+
+    return throw
+
+
+def test_a_breakdown_after_a_commit_does_not_end_the_trace_at_the_step_before(lab):
+    register_callback("calm")(lambda result, session: None)
+    trace = lab.start({"answer": 1}, policy={"callbacks": ["calm"]})
+
+    def broken():
+        faults.disarm()
+        raise ZeroDivisionError
+
+    faults.arm("reason.after_commit", broken)
+    with pytest.raises(ZeroDivisionError):
+        lab.answer()
+    given_back(lab, trace)
+    assert trace.result(0) == 1
+
+
+@pytest.mark.parametrize("after", [float("nan"), float("inf"), -5, 1e300])
+def test_a_reasoner_that_names_no_time_is_asked_again_after_the_usual_back_off(make_lab, tools, after):
+    lab = make_lab(reasoner=reasoner_of([Retry("busy", after=after), {"answer": 1}]))
+    trace = done(lab, policy={"backoff": AT_ONCE})
+    again(lab, trace)
+    assert trace.result(0) == 1

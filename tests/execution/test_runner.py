@@ -1,12 +1,13 @@
 """One call as a leaf: what a tool raises is its failure, transactional tools apply their SQL exactly once."""
 
+import contextlib
 import threading
 
 import psycopg
 import pytest
 import sqlalchemy as sa
 
-from agentmesh.errors import Permanent, Retry
+from agentmesh.errors import DatabaseUnreachable, Permanent, PoolTimeout, Retry
 from agentmesh.execution.tools import register_tool
 from agentmesh.infrastructure import faults
 from agentmesh.records import Backoff
@@ -357,3 +358,104 @@ def test_a_once_tool_whose_result_meets_a_database_that_is_away_runs_once(make_l
     lab.drain()
     assert trace.result(0) == 7
     assert (len(ran), len(refused), lab.outcomes(trace)) == (1, 4, ["won"])
+
+
+def test_a_result_whose_settling_was_cut_too_is_known_when_it_is_recorded_again(lab):
+    trace = lab.open("work")
+    claimed = lab.claim(lab.calls(trace)[0])
+    lab.settle(claimed, result=11)
+    settled = TaskManager(lab.mesh.db).record(claimed, "won", result=11)
+    assert settled is not None
+    assert (settled.status, [ring.kind for ring in settled.rings]) == ("done", ["step"])
+    assert lab.outcomes(trace) == ["won"]
+
+
+def test_an_end_that_others_recorded_is_not_taken_for_our_result(lab):
+    trace = lab.open("work")
+    claimed = lab.claim(lab.calls(trace)[0])
+    lab.settle(claimed, "timeout")
+    assert TaskManager(lab.mesh.db).record(claimed, "won", result=11) is None
+    assert lab.outcomes(trace) == ["stale"]
+
+
+def test_settling_a_result_writes_so_that_its_commit_waits_for_the_standby(lab):
+    trace = lab.open("work")
+    claimed = lab.claim(lab.calls(trace)[0])
+    lab.settle(claimed, result=11)
+    version = "SELECT xmin::text FROM mesh.attempts WHERE id = %(id)s"
+    [before] = lab.rows(version, id=claimed.attempt_id)
+    assert TaskManager(lab.mesh.db).known(claimed, "won") is not None
+    assert lab.rows(version, id=claimed.attempt_id) != [before]
+
+
+def test_a_server_that_refuses_its_connection_is_no_failure_of_a_transactional_tool(booked, monkeypatch):
+    lab, start, entries = booked
+    trace = start(8)
+    refusals = monkeypatch.context()
+
+    def refuse():
+        refusals.__exit__(None, None, None)
+        raise psycopg.OperationalError("the server is starting up")
+
+    def restart():
+        faults.disarm()
+        refusals.__enter__().setattr(lab.mesh.db.engine, "raw_connection", refuse)
+
+    faults.arm("call.after_claim", restart)
+    with pytest.raises(DatabaseUnreachable):
+        lab.drain()
+    [call] = lab.calls(trace)
+    assert (call["status"], call["failures"], entries()) == ("running", 0, [])
+
+
+def test_a_pool_that_has_no_connection_left_lends_none(lab):
+    engine = lab.mesh.db.engine
+    engine.pool._timeout = 0.1
+    with contextlib.ExitStack() as taken:
+        for _ in range(engine.pool.size() + engine.pool._max_overflow):
+            taken.enter_context(engine.connect())
+        with pytest.raises(PoolTimeout), lab.mesh.db.lend():
+            pass
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_a_transactional_tool_whose_own_statement_meets_the_cut_is_released_and_runs_again(
+    make_lab, tools, ledger, wrapped
+):
+    runs = []
+
+    @register_tool("book", registry=tools, tx=True, attempts=1)
+    def book_it(ctx) -> int:
+        runs.append(1)
+        book(ctx, 9)
+        if len(runs) == 1:
+            cut_sessions(lab)
+        try:
+            book(ctx, 10)
+        except sa.exc.DBAPIError:
+            if wrapped:
+                raise ValueError("could not book") from None
+            raise
+        return 1
+
+    lab = make_lab()
+    trace = lab.open("book")
+    lab.drain()
+    assert (trace.result(0), ledger(lab)) == (1, [9, 10])
+    assert lab.outcomes(trace) == ["released", "won"]
+
+
+def test_a_transactional_tool_that_meets_the_end_of_its_idle_session_has_timed_out(make_lab, tools, ledger):
+    waits = threading.Event()
+
+    @register_tool("idles", registry=tools, tx=True, attempts=1)
+    def idles(ctx) -> int:
+        ctx.tx.exec_driver_sql("SET LOCAL idle_in_transaction_session_timeout = '50ms'")
+        waits.wait(0.4)
+        book(ctx, 1)
+        return 1
+
+    lab = make_lab()
+    trace = lab.open("idles")
+    lab.drain()
+    assert (trace.status(), lab.outcomes(trace), ledger(lab)) == ("failed", ["timeout"], [])
