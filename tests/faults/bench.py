@@ -27,6 +27,7 @@ from tests.faults.proxy import Proxy
 from tests.meshes import Process
 
 HERE = Path(__file__).parent
+PARTS = 8  # of the parallel shape
 TENANTS = ("default", "acme", "globex")
 SHAPES = ("serial", "parallel", "fallback", "loop", "memory", "delegate")
 LEDGER = """
