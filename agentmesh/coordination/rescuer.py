@@ -22,7 +22,7 @@ from agentmesh.errors import MeshError
 from agentmesh.infrastructure.database import Database, Row
 from agentmesh.infrastructure.faults import point
 from agentmesh.records import Ring
-from agentmesh.state import leases, rescue, rings, statistics
+from agentmesh.state import leases, rescue, rings, statistics, steering
 
 log = structlog.get_logger("agentmesh.rescuer")
 
@@ -72,6 +72,7 @@ class Rescuer:
                 self._bury()
                 self._give_back(rescue.orphans(self._db, batch=BATCH), "lost")
                 self._give_back(rescue.overdue(self._db, batch=BATCH), "timeout")
+                self._finish_cancels()
                 self._ring_again()
                 self._keep_statistics()
         except (psycopg.Error, MeshError) as exc:
@@ -114,6 +115,14 @@ class Rescuer:
                 log.info("EXEC_RESCUE", kind=row["kind"], id=str(row["id"]), outcome=outcome)
             except (psycopg.Error, MeshError) as exc:
                 log.warning("a row was not given back", id=str(row["id"]), error=str(exc).splitlines()[0])
+
+    def _finish_cancels(self) -> None:
+        """Trees whose cancel was cut short."""
+        for row in steering.owed(self._db, batch=BATCH):
+            try:
+                steering.cancel_below(self._db, tenant=row["tenant_id"], trace_id=row["id"])
+            except (psycopg.Error, MeshError) as exc:
+                log.warning("a tree was not cancelled", id=str(row["id"]), error=str(exc).splitlines()[0])
 
     def _ring_again(self) -> None:
         due = rings.due(self._db, again_s=self._pace.again_s, cap_s=self._pace.again_cap_s, batch=BATCH)

@@ -25,7 +25,7 @@ WITH t AS (
    WHERE id = %(trace)s AND tenant_id = %(tenant)s AND worker_id = %(worker)s AND epoch = %(epoch)s
      AND status = 'running' AND commit_id IS DISTINCT FROM %(commit)s
   RETURNING id, tenant_id, context_id, root_id, depth, agent, queue, priority, seq - %(n_events)s AS base, epoch, worker_id,
-    child)"""
+    child, paused_at)"""
 
 # trace_id and step_id are there for the planner: with ids that come out of JSON alone, a plan made while the table was
 # small reads all of it for ever after.
@@ -51,8 +51,7 @@ PARTS = {
      phase, status, require, need, slots, pending, queue, agent, priority, callbacks, action, group_of, started_at,
      deadline, rung_at, mem_seq)
    SELECT x.id, t.tenant_id, t.id, x.after_step_id, x.ordinal, x.node, x.iteration, x.kind, x.phase,
-     CASE WHEN x.status <> 'running' OR t.worker_id IS NOT NULL THEN x.status
-       WHEN x.kind = 'tools' THEN 'waiting' ELSE 'ready' END,
+     CASE WHEN x.kind <> 'group' AND t.paused_at IS NOT NULL THEN 'ready' ELSE x.status END,
      x.require, x.need, x.slots, x.pending, t.queue, t.agent, t.priority, x.callbacks, x.action, x.group_of,
      CASE WHEN x.status <> 'ready' AND t.worker_id IS NOT NULL THEN mesh.mesh_now() END,
      CASE WHEN x.status = 'running' AND t.worker_id IS NOT NULL
@@ -83,13 +82,14 @@ PARTS = {
      backoff_cap_s, n,
      worker_id, child, deadline, rung_at)
    SELECT x.id, t.tenant_id, t.id, x.step_id, x.group_id, x.slot, x.idx, x.slot_size, x.slot_mode, x.tool, x.label, x.args,
-     x.needs, x.effect, x.inline, CASE WHEN x.status = 'running' AND t.worker_id IS NULL THEN 'ready' ELSE x.status END,
-     x.queue, x.task, x.priority, x.idem_key, x.timeout_s, x.max_attempts, x.backoff_s, x.backoff_cap_s,
+     x.needs, x.effect, x.inline, CASE WHEN t.paused_at IS NOT NULL THEN 'held' ELSE x.status END,
+     x.queue, x.task, x.priority, x.idem_key, x.timeout_s, x.max_attempts, x.max_losses, x.backoff_s,
+     x.backoff_cap_s,
      (x.status = 'running' AND t.worker_id IS NOT NULL)::int,
      CASE WHEN x.status = 'running' THEN t.worker_id END, CASE WHEN x.status = 'running' THEN t.child END,
      CASE WHEN x.status = 'running' AND t.worker_id IS NOT NULL
        THEN mesh.mesh_now() + make_interval(secs => x.timeout_s) END,
-     CASE WHEN x.status = 'ready' OR x.status = 'running' AND t.worker_id IS NULL THEN mesh.mesh_now() END
+     CASE WHEN x.status = 'ready' AND t.paused_at IS NULL THEN mesh.mesh_now() END
    FROM t, jsonb_to_recordset(%(new_calls)s::jsonb) AS x(id uuid, step_id uuid, group_id uuid, slot int, idx int, slot_size int,
      slot_mode text, tool text, label text, args jsonb, needs text[], effect text, inline boolean, status text,
      queue text, task text, priority smallint, idem_key text, timeout_s float8, max_attempts int, backoff_s float8,

@@ -80,7 +80,8 @@ WITH t AS (
     started_at = mesh.mesh_now(), wake_at = NULL
    WHERE id = %(trace)s AND epoch = %(epoch)s AND status = 'queued' AND worker_id IS NULL AND paused_at IS NULL
      AND agent = %(agent)s AND (wake_at IS NULL OR wake_at <= mesh.mesh_asof())
-  RETURNING {COLUMNS}),
+     AND (root_id = id OR NOT EXISTS (SELECT 1 FROM mesh.traces r WHERE r.id = traces.root_id AND r.cancel_owed))
+  RETURNING {COLUMNS}, seq),
  x AS (INSERT INTO mesh.contexts (tenant_id, id) SELECT tenant_id, context_id FROM t ON CONFLICT DO NOTHING),
  s AS (INSERT INTO mesh.steps (id, tenant_id, trace_id, ordinal, node, kind, status, queue, agent, priority, started_at,
     deadline, mem_seq)
@@ -90,9 +91,9 @@ WITH t AS (
  a AS (INSERT INTO mesh.attempts (id, tenant_id, trace_id, step_id, kind, n, epoch, worker_id, child)
    SELECT %(attempt)s, tenant_id, id, %(step)s, %(kind)s, 1, 1, %(worker)s, %(child)s FROM t),
  e AS (INSERT INTO mesh.events (trace_id, seq, tenant_id, name, step_id, body)
-   SELECT t.id, v.seq, t.tenant_id, v.name, v.step, v.body::jsonb FROM t, (VALUES
-     (2, 'ACP_RECEIVE', NULL::uuid, %(received)s), (3, 'RUN_ONCE_START', NULL::uuid, %(started)s),
-     (4, 'EXEC_START', %(step)s::uuid, jsonb_build_object('plan', %(plan)s::text)::text)) v(seq, name, step, body))
+   SELECT t.id, t.seq - 3 + v.n, t.tenant_id, v.name, v.step, v.body::jsonb FROM t, (VALUES
+     (1, 'ACP_RECEIVE', NULL::uuid, %(received)s), (2, 'RUN_ONCE_START', NULL::uuid, %(started)s),
+     (3, 'EXEC_START', %(step)s::uuid, jsonb_build_object('plan', %(plan)s::text)::text)) v(n, name, step, body))
 SELECT * FROM t
 """
 

@@ -6,7 +6,7 @@ import psycopg
 import pytest
 
 from agentmesh.records import Ring, new_id
-from agentmesh.state import traces
+from agentmesh.state import steering, traces
 from agentmesh.state.changes import Change, End, Event, MemoryWrite, NewStep, StepChange
 from agentmesh.testing import race
 
@@ -282,8 +282,8 @@ def test_a_trace_paused_before_its_inline_round_waits_and_loses_no_call(lab):
     faults.arm("tools.before_commit", lambda: lab.rows("UPDATE mesh.traces SET paused_at = now()"))
     lab.answer()
     faults.disarm()
-    assert {one["status"] for one in lab.calls(trace)} == {"ready"}
-    lab.rows("UPDATE mesh.traces SET paused_at = NULL")
+    assert {one["status"] for one in lab.calls(trace)} == {"held"}
+    lab.bells.ring(steering.resume(lab.mesh.db, tenant="default", trace_id=trace.id, by="ada").rings)
     lab.drain()
     assert trace.result(0) == {"quick": 1, "b": 1}
 

@@ -1,0 +1,83 @@
+"""`agentmesh pause | resume | cancel | retry`: one trace, steered by a person who is named in its events."""
+
+from __future__ import annotations
+
+import getpass
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from agentmesh.cli.output import document, say
+from agentmesh.cli.session import Json, opened
+
+if TYPE_CHECKING:
+    from uuid import UUID
+
+    from agentmesh.state.steering import Steered
+    from agentmesh.wiring import Mesh
+
+TraceId = Annotated[str, typer.Argument(metavar="ID", help="An id, a unique prefix of one, or @last.")]
+Reason = Annotated[str, typer.Option(help="Why; it stands in the trace's events.")]
+
+
+def pause(ctx: typer.Context, trace_id: TraceId, reason: Reason = "", as_json: Json = False) -> None:
+    """Start no further step; calls that run are kept."""
+    from agentmesh.state import steering
+
+    _steer(ctx, trace_id, "paused", as_json, lambda mesh, found: steering.pause(
+        mesh.db, tenant=mesh.tenant, trace_id=found, by=getpass.getuser(), reason=reason))  # fmt: skip
+
+
+def resume(ctx: typer.Context, trace_id: TraceId, reason: Reason = "", as_json: Json = False) -> None:
+    """Go on where it was paused."""
+    from agentmesh.state import steering
+
+    _steer(ctx, trace_id, "resumed", as_json, lambda mesh, found: steering.resume(
+        mesh.db, tenant=mesh.tenant, trace_id=found, by=getpass.getuser(), reason=reason))  # fmt: skip
+
+
+def cancel(
+    ctx: typer.Context,
+    trace_id: TraceId,
+    tree: Annotated[bool, typer.Option("--tree", help="And everything it delegated.")] = False,
+    reason: Reason = "",
+    as_json: Json = False,
+) -> None:
+    """End it now: nothing of it starts any more, and what still runs comes too late."""
+    from agentmesh.state import steering
+
+    _steer(ctx, trace_id, "cancelled", as_json, lambda mesh, found: steering.cancel(
+        mesh.db, tenant=mesh.tenant, trace_id=found, by=getpass.getuser(), reason=reason, tree=tree))  # fmt: skip
+
+
+def retry(ctx: typer.Context, trace_id: TraceId, as_json: Json = False) -> None:
+    """Run the failed part again: same rows, same keys, same history."""
+    from agentmesh.state.retry import retry as retried
+    from agentmesh.state.steering import Steered
+
+    def again(mesh: Mesh, found: UUID) -> Steered:
+        rings = retried(mesh.db, tenant=mesh.tenant, trace_id=found, by=getpass.getuser())
+        return Steered(changed=True, status="running", paused=False, rings=tuple(rings))
+
+    _steer(ctx, trace_id, "retried", as_json, again)
+
+
+def _steer(ctx: typer.Context, given: str, done: str, as_json: bool, order: Callable[[Mesh, UUID], Steered]) -> None:
+    """Exit code 4 when the order came too late: the trace had ended."""
+    from agentmesh.observation import timeline
+
+    with opened(ctx) as mesh:
+        found = timeline.resolve(mesh.db, mesh.tenant, given)
+        steered = order(mesh, found)
+        mesh.doorbell.ring(steered.rings)
+    ended = steered.status in timeline.ENDED
+    late = ended and not (steered.changed or (done, steered.status) == ("cancelled", "cancelled"))
+    if as_json:
+        document("steered", id=found, done=done, changed=steered.changed, status=steered.status, paused=steered.paused)
+    elif late:
+        say(f"too late: {found} is {steered.status}")
+    else:
+        say(f"{found} is {done}" if steered.changed else f"{found} was {done} already")
+    if late:
+        raise typer.Exit(4)
