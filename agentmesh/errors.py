@@ -211,6 +211,13 @@ class UnknownTrace(MeshError):
     next = "agentmesh trace list"
 
 
+class UnknownLetter(MeshError):
+    code = "E_LETTER_UNKNOWN"
+    exit_code = 3
+    expected = "the id of an open dead letter"
+    next = "agentmesh dlq list"
+
+
 class UnknownKey(MeshError):
     code = "E_KEY_UNKNOWN"
     exit_code = 3
@@ -247,6 +254,13 @@ class KeyContended(MeshError):
     exit_code = 4
     expected = "a transaction at read committed, or a key nobody else is using"
     next = "agentmesh submit --key"
+
+
+class NotRetryable(MeshError):
+    code = "E_NOT_RETRYABLE"
+    exit_code = 4
+    expected = "a failed trace with a step that failed"
+    next = "agentmesh trace show"
 
 
 class EnvelopeRefused(MeshError):

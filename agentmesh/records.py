@@ -129,6 +129,7 @@ class Policy(Record):
     callback_attempts: Annotated[int, Field(ge=1, le=100)] = 3
     tool_timeout_s: Annotated[float, Field(gt=0, le=86_400)] | None = None
     tool_attempts: Annotated[int, Field(ge=1, le=100)] | None = None
+    max_losses: Annotated[int, Field(ge=1, le=100)] = 3
     backoff: Backoff = Backoff()
     callbacks: tuple[Name, ...] = ()
     on_fail: Literal["callback", "fail"] = "callback"
@@ -148,6 +149,7 @@ class PolicyPatch(Record):
     callback_attempts: Annotated[int, Field(ge=1, le=100)] | None = None
     tool_timeout_s: Annotated[float, Field(gt=0, le=86_400)] | None = None
     tool_attempts: Annotated[int, Field(ge=1, le=100)] | None = None
+    max_losses: Annotated[int, Field(ge=1, le=100)] | None = None
     backoff: Backoff | None = None
     callbacks: tuple[Name, ...] | None = None
     on_fail: Literal["callback", "fail"] | None = None

@@ -13,9 +13,10 @@ import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
 
 import structlog
 
@@ -31,6 +32,7 @@ from agentmesh.communication.hardening import harden
 from agentmesh.communication.keys import PublicKey, SigningKey, signing_key
 from agentmesh.communication.server import ACPServer
 from agentmesh.communication.tasks import register_tasks, task_names
+from agentmesh.coordination.alone import LoneProcesses, pipes, serve
 from agentmesh.coordination.container import AgentRuntime
 from agentmesh.coordination.controller import AgentController
 from agentmesh.coordination.heartbeat import Heart, here
@@ -42,7 +44,7 @@ from agentmesh.execution.callbacks import CallbackHandler
 from agentmesh.execution.executors import EXECUTORS, Parts
 from agentmesh.execution.plan import BehaviorPlan
 from agentmesh.execution.router import ToolRouter
-from agentmesh.execution.runner import ToolRunner
+from agentmesh.execution.runner import Alone, ToolRunner
 from agentmesh.execution.tools import TOOLS, ToolRegistry
 from agentmesh.infrastructure import migrate
 from agentmesh.infrastructure.database import Database, Row
@@ -107,6 +109,7 @@ class Mesh:
         self._given = agents
         self._root = root or Path.cwd()
         self._threads = 1
+        self._alone: Alone | None = None
         self.tenant = settings.mesh.tenant
 
     # --- what it stands on ------------------------------------------------------------------------------------------
@@ -240,8 +243,9 @@ class Mesh:
     @cached_property
     def runner(self) -> ToolRunner:
         return ToolRunner(
-            self.db, TaskManager(self.db), self.tools, self.blobs, note=self.notes.note, holder=self.notes.holder
-        )
+            self.db, TaskManager(self.db), self.tools, self.blobs, note=self.notes.note, holder=self.notes.holder,
+            alone=self._alone,
+        )  # fmt: skip
 
     @cached_property
     def parts(self) -> Parts:
@@ -273,7 +277,7 @@ class Mesh:
             hosted = self.registry.get(agent)
             executor = EXECUTORS[hosted.spec.executor](hosted, self.parts)
             made = self._runtimes[agent] = AgentRuntime(
-                hosted, executor, self.db, note=self.notes.note, holder=self.notes.holder
+                hosted, executor, self.db, note=self.notes.note, holder=self.notes.holder, alone=self._alone
             )
         return made
 
@@ -307,12 +311,17 @@ class Mesh:
     def prepare_worker(self, kind: Kind, *, name: str, pool: str, concurrency: int) -> list[str]:
         """Make this process a worker for agents, tools or both: announced, hardened, with a heart and a rescuer.
 
-        Returns the queues to consume. Raises DatabaseNotMigrated, DatabaseUnreachable, or what agent files raise.
+        Returns the queues to consume. In a lone process it does not return: that one serves its worker, and ends with
+        it. Raises DatabaseNotMigrated, DatabaseUnreachable, or what agent files raise.
         """
+        ends = pipes(os.environ)
         self._threads = 1 if pool == "prefork" else concurrency
         self.require_migrated()
-        if pool == "prefork":
+        if pool == "prefork" and ends is None:
             self.notes = Notes(children=concurrency)
+        if ends is None:
+            lone = LoneProcesses()
+            self._alone = lone.run
         queues = self.register_tasks(agents=kind != "tools", tools=kind != "agents")
         self.registry.announce(self.db, [self.tenant])
         harden(self.app)
@@ -323,10 +332,29 @@ class Mesh:
             agents=[one.removeprefix("agent.") for one in queues if one.startswith("agent.")],
             tools=[one.removeprefix("tool.") for one in queues if one.startswith("tool.")],
         )  # fmt: skip
-        life = _Life(self, me, pace)
+        if ends is not None:
+            self._serve_alone(ends, replace(me, name=f"{name}-alone", queues=(), agents=(), tools=()), pace)
+        life = _Life(self, me, pace, lone)
         drain_s = self.settings.worker.drain
         add_life(self.app, start=life.start, stop=life.stop, child=self.become_child, drain_s=drain_s)
         return sorted(set(queues.values()))
+
+    def _serve_alone(self, ends: tuple[int, int], me: Worker, pace: Pace) -> NoReturn:
+        heart = Heart(
+            self.db.alone(deadline_s=pace.lease_s / 4), me, self.notes, beat_s=pace.beat_s, ring=self.doorbell.ring
+        )
+        heart.start()
+        try:
+            serve(
+                ends,
+                lambda ring: self.doorbell.ring(self.controller.run_once(ring)),
+                ours=heart.holds,
+                look_s=pace.beat_s,
+            )
+        finally:
+            heart.stop()
+            self.close()
+        raise SystemExit(0)
 
     def work(
         self, kind: Kind, *, name: str | None = None, pool: str | None = None, concurrency: int | None = None
@@ -385,7 +413,8 @@ class Mesh:
 class _Life:
     """Heart and rescuer of one worker process, from its first beat to its leaving."""
 
-    def __init__(self, mesh: Mesh, me: Worker, pace: Pace) -> None:
+    def __init__(self, mesh: Mesh, me: Worker, pace: Pace, lone: LoneProcesses) -> None:
+        self._lone = lone
         patience_s = pace.lease_s / 4
         self.heart = Heart(
             mesh.db.alone(deadline_s=patience_s), me, mesh.notes, beat_s=pace.beat_s, ring=mesh.doorbell.ring
@@ -400,6 +429,7 @@ class _Life:
         self.rescuer.start()
 
     def stop(self) -> None:
+        self._lone.close()
         self.rescuer.stop()
         self.heart.stop()
 

@@ -154,7 +154,7 @@ class Lab:
         return self.rows("SELECT * FROM mesh.traces WHERE id = %(id)s", id=trace.id)[0]
 
     def steps(self, trace: Any) -> list[dict[str, Any]]:
-        return self.rows("SELECT * FROM mesh.steps WHERE trace_id = %(id)s ORDER BY ordinal", id=trace.id)
+        return self.rows("SELECT * FROM mesh.steps WHERE trace_id = %(id)s AND kind <> 'group' ORDER BY ordinal", id=trace.id)
 
     def step(self, trace: Any) -> dict[str, Any]:
         """Its newest step."""
@@ -198,10 +198,11 @@ class Lab:
         """The worker is dead from now on, as others see it."""
         self.rows("UPDATE mesh.workers SET state = 'dead' WHERE id = %(id)s", id=holder.worker_id)
 
-    def claim(self, call: dict[str, Any], holder: Holder | None = None) -> Any:
+    def claim(self, call: dict[str, Any], holder: Holder | None = None, *, alone: bool = True) -> Any:
         return calls.claim(
-            self.mesh.db, call["id"], call["epoch"], task=call["task"], holder=holder or self.hand, attempt_id=new_id()
-        )
+            self.mesh.db, call["id"], call["epoch"], task=call["task"], holder=holder or self.hand, attempt_id=new_id(),
+            alone=alone,
+        )  # fmt: skip
 
     def settle(self, claimed: Any, outcome: str = "won", **more: Any) -> Any:
         with self.mesh.db.checkout() as tx:

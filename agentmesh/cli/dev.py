@@ -6,6 +6,7 @@ SIGKILL of everything the next start recovers.
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 from typing import Annotated
@@ -25,6 +26,7 @@ def dev(
 ) -> None:
     """Run agents and tools here: database, doorbells and one worker, until Ctrl-C."""
     from agentmesh.cli.worker import import_from_here
+    from agentmesh.coordination.alone import VARIABLE
     from agentmesh.errors import Unsafe
     from agentmesh.infrastructure import migrate
     from agentmesh.wiring import build, embedded_started
@@ -36,6 +38,8 @@ def dev(
     loud_log(settings)
     import_from_here()
     mesh = build(settings)
+    if VARIABLE in os.environ:
+        mesh.work("all", name="dev")
     started = embedded_started(mesh)
     try:
         if ephemeral and not started:

@@ -17,7 +17,7 @@ import typer
 from typer._click.exceptions import NoArgsIsHelpError  # typer names it nowhere else
 
 from agentmesh import __version__
-from agentmesh.cli import agents, config, db, demo, dev, doctor, flower, keys, submit, tools, trace, worker
+from agentmesh.cli import agents, config, db, demo, dev, dlq, doctor, flower, keys, steer, submit, tools, trace, worker
 from agentmesh.cli.output import report
 from agentmesh.cli.session import Given
 
@@ -29,9 +29,20 @@ app = typer.Typer(
     "6 integrity · 7 waited too long · 130 interrupted",
 )  # fmt: skip
 
-for verb in (dev.dev, demo.demo, worker.worker, submit.submit, doctor.doctor, flower.flower):
+for verb in (
+    dev.dev,
+    demo.demo,
+    worker.worker,
+    submit.submit,
+    doctor.doctor,
+    flower.flower,
+    steer.pause,
+    steer.resume,
+    steer.cancel,
+    steer.retry,
+):
     app.command()(verb)
-for group in (trace.app, agents.app, tools.app, keys.app, db.app, config.app):
+for group in (trace.app, dlq.app, agents.app, tools.app, keys.app, db.app, config.app):
     app.add_typer(group)
 
 

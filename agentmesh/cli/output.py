@@ -19,7 +19,7 @@ from uuid import UUID
 
 import typer
 
-from agentmesh.errors import BadSettings, DatabaseUnreachable, MeshError, Mistake
+from agentmesh.errors import BadSettings, DatabaseUnreachable, MeshError, Mistake, Unsafe
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -175,6 +175,14 @@ def _saved(exc: Exception) -> str:
     with open(descriptor, "w", encoding="utf-8") as file:
         file.write(str(redact(text)))
     return path
+
+
+def confirmed(question: str) -> None:
+    """A person at a terminal has said yes. Raises Unsafe where nobody can be asked, or when the answer is no."""
+    if not sys.stdin.isatty():
+        raise Unsafe("this wants a yes, and there is nobody to ask", value=question, expected="--yes")
+    if not typer.confirm(question, err=True):
+        raise Unsafe("nothing was done", value=question, expected="yes")
 
 
 def stop(code: int) -> None:

@@ -33,11 +33,12 @@ def worker(
 ) -> None:
     """Be a worker until told to stop: SIGTERM or Ctrl-C lets running work end."""
     from agentmesh.cli.children import watch_parent
+    from agentmesh.coordination.alone import VARIABLE
     from agentmesh.wiring import build
 
     settings = settings_of(ctx, {"log.format": "json"} if as_json else None)
     loud_log(settings)
-    if parent is not None:
+    if parent is not None and VARIABLE not in os.environ:
         watch_parent(parent)
     import_from_here()
     mesh = build(settings)

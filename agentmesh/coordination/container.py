@@ -12,7 +12,7 @@ from uuid import UUID
 
 from agentmesh.errors import UnknownTrace
 from agentmesh.execution.executors import Executor, HostedAgent
-from agentmesh.execution.runner import Notes
+from agentmesh.execution.runner import Alone, Notes
 from agentmesh.infrastructure.database import Database
 from agentmesh.infrastructure.faults import point
 from agentmesh.records import Policy, Ring, new_id
@@ -30,10 +30,11 @@ class AgentRuntime:
     """What an executor of one agent runs in: how its traces are claimed here."""
 
     def __init__(
-        self, agent: HostedAgent, executor: Executor, db: Database, *, note: Notes, holder: Callable[[], Holder]
-    ) -> None:
+        self, agent: HostedAgent, executor: Executor, db: Database, *, note: Notes, holder: Callable[[], Holder],
+        alone: Alone | None = None,
+    ) -> None:  # fmt: skip
         self.agent, self.executor = agent, executor
-        self._db, self.note, self._holder = db, note, holder
+        self._db, self.note, self._holder, self._alone = db, note, holder, alone
         policy = agent.spec.effective_policy()
         base = Policy().model_dump(mode="json") | policy.model_dump(mode="json", exclude_none=True)
         first = agent.plan.first
@@ -51,10 +52,23 @@ class AgentRuntime:
             start = self._start | {"claim": claim, "received": received}
             taken = traces.claim(self._db, ring.id, ring.epoch, agent=agent, holder=self._holder(), start=start)
         else:
-            taken = traces.take(self._db, ring.id, ring.epoch, agent=agent, holder=self._holder(), claim_id=claim)
+            taken = traces.take(
+                self._db,
+                ring.id,
+                ring.epoch,
+                agent=agent,
+                holder=self._holder(),
+                claim_id=claim,
+                alone=self._alone is None,
+            )
         if taken is not None:
             point("prepare.after_context")
         return taken
+
+    def hand_over(self, ring: Ring) -> None:
+        """A step that was not ours to take because it took a worker with it before is worked alone."""
+        if self._alone is not None and ring.kind == "step" and traces.is_suspect(self._db, ring.id, ring.epoch):
+            self._alone(ring)
 
     def run(self, session: Taken) -> str:
         """Run it as far as it goes here: done, failed, waiting, retrying, paused or lost."""

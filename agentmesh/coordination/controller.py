@@ -29,9 +29,10 @@ class AgentController:
         claim = new_id()
         with runtime.note(ring.kind, ring.id, claim):
             session = runtime.prepare_context(ring, claim)
-            if session is None:
+            if session is not None:
+                point("receive.after_claim")
+                outcome = runtime.run(session)
+                log.debug("run_once", trace_id=str(session.trace.id), agent=session.trace.agent, outcome=outcome)
                 return ()
-            point("receive.after_claim")
-            outcome = runtime.run(session)
-        log.debug("run_once", trace_id=str(session.trace.id), agent=session.trace.agent, outcome=outcome)
+        runtime.hand_over(ring)
         return ()

@@ -48,6 +48,7 @@ class Heart:
         self._heard_since: float | None = None
         self._offset_s: float | None = None
         self._last = 0.0
+        self._holds = False
 
     def start(self) -> None:
         """Registers the worker, then beats until `stop`. Raises what the database raises when it does not answer."""
@@ -70,6 +71,10 @@ class Heart:
         if since is None or now - self._last > self._worker.lease_s / 2:  # this process itself was silent
             return 0.0
         return now - since
+
+    def holds(self) -> bool:
+        """Whether a row named this worker at its last beat."""
+        return self._holds
 
     def beat(self) -> None:
         """One beat. Never raises: a database that is away is not the end of a worker."""
@@ -119,6 +124,7 @@ class Heart:
         self._last = now
 
     def _compare(self, named: Sequence[Named]) -> None:
+        self._holds = bool(named)
         noted = self._notes.claims()  # read after the rows: a claim is noted before it is sent
         unnoted: set[UUID] = set()
         for one in named:

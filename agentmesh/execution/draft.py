@@ -19,6 +19,7 @@ from agentmesh.state.changes import (
     AttemptEnd,
     CallChange,
     Change,
+    DeadLetter,
     End,
     Event,
     MemoryWrite,
@@ -201,6 +202,7 @@ class Draft:
         self.memory: list[MemoryWrite] = []
         self.effects: list[tuple[UUID, str]] = []
         self.children: list[NewTrace] = []
+        self.letters: list[DeadLetter] = []
         self.end: End | None = None
 
     def event(self, name: str, step_id: UUID | None = None, *, call_id: UUID | None = None, **body: Json) -> None:
@@ -226,7 +228,7 @@ class Draft:
         change = Change(
             tuple(self.events), steps, tuple(self.new_steps), tuple(self.calls), tuple(self.new_calls),
             tuple(self.attempts), tuple(self.new_attempts), tuple(self.memory), tuple(self.effects), tuple(self.children),
-            self.end, keep,
+            self.end, keep, letters=tuple(self.letters),
         )  # fmt: skip
         landed = traces.commit(db, self.at.held, change)
         self.at.fate.landed += landed is not None

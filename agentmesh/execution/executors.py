@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import random
+import traceback
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -34,7 +35,7 @@ from agentmesh.execution.advance import (
     advance,
 )  # fmt: skip
 from agentmesh.execution.callbacks import CallbackHandler, StepResult, effects_of
-from agentmesh.execution.draft import Draft, LiveCall, Position
+from agentmesh.execution.draft import MAX_TEXT, Draft, LiveCall, Position
 from agentmesh.execution.failures import AWAY, failure_of, ours, refused, theirs
 from agentmesh.execution.plan import BehaviorPlan
 from agentmesh.execution.router import Dispatch, ToolRouter
@@ -43,7 +44,7 @@ from agentmesh.infrastructure.faults import point
 from agentmesh.records import Action, Failure, Json, Policy, Ring, Strategy, Verdict, new_id
 from agentmesh.state.blobs import BlobStore
 from agentmesh.state.calls import CONTINUATION
-from agentmesh.state.changes import End, NewAttempt, NewStep, NewTrace
+from agentmesh.state.changes import DeadLetter, End, NewAttempt, NewStep, NewTrace
 from agentmesh.state.contexts import SessionManager
 from agentmesh.state.traces import Held, Taken
 
@@ -116,6 +117,10 @@ class Executor:
         draft = Draft(at)
         draft.ends(at.attempt_id, "failed", failure.as_json())
         inline.abandon(at, failure, draft)
+        trace = "".join(traceback.format_exception(exc))[-MAX_TEXT:]
+        draft.letters.append(
+            DeadLetter(failure.code, f"{failure.code}:{at.held.agent}:{at.node}", at.step_id, {"traceback": trace})
+        )
         return self._end(at, draft, Fail(failure), status="failed")
 
     def _advance(self, at: Position) -> Position | None:
@@ -260,14 +265,16 @@ class Executor:
                 for one in outcome.memory
             ]
             decision = self._decide(at, Ruled(outcome.verdict), result=result.value)
-            if isinstance(decision, Fail) and outcome.defaulted:
-                decision = Fail(_first(result) or decision.failure)
             child = self._child(at, decision)
         except AWAY:
             raise
         except Exception as exc:  # noqa: BLE001 - whatever a handler raises is its callback's failure
             return self._broke(at, draft, failure_of(exc, code="E_CALLBACK"), callback=True, result=result.value)
         draft.event("REASONER_FEEDBACK", ok=result.ok)
+        if at.phase == "callback":
+            draft.ends(at.attempt_id, "won")
+        if isinstance(decision, Fail) and outcome.defaulted:  # nobody handled it: a retry by hand may still do so
+            return self._end(at, draft, Fail(_first(result) or decision.failure), status="failed")
         if memory:
             draft.memory += memory
             draft.event("MEMORY_WRITE", keys=[f"{one.type}:{one.key}" for one in memory])
@@ -275,8 +282,6 @@ class Executor:
         draft.event("CALLBACK_NEXT_ACTION", verdict=outcome.verdict.kind)
         draft.effects += [(at.step_id, name) for name in outcome.effects]
         draft.step(output=output)
-        if at.phase == "callback":
-            draft.ends(at.attempt_id, "won")
         if isinstance(decision, Visit):
             return self._loop(at, draft, decision)
         if child is not None:

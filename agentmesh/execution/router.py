@@ -116,7 +116,7 @@ class ToolRouter:
             priority=held.priority, idem_key=idempotency_key(held.id, step.node, step.iteration, slot, idx),
             timeout_s=policy.tool_timeout_s or offer.timeout_s,
             max_attempts=1 if offer.effect == "once" else policy.tool_attempts or offer.attempts,
-            backoff_s=offer.backoff.base_s, backoff_cap_s=offer.backoff.cap_s,
+            max_losses=policy.max_losses, backoff_s=offer.backoff.base_s, backoff_cap_s=offer.backoff.cap_s,
         )  # fmt: skip
 
 

@@ -33,6 +33,9 @@ log = structlog.get_logger("agentmesh.call")
 
 IDLE = psycopg.errors.IdleInTransactionSessionTimeout
 
+Alone = Callable[[Ring], object]
+"""Works the row of this ring in a process that runs nothing else; None in such a process."""
+
 Notes = Callable[[str, UUID, UUID], Any]
 """note(kind, row id, claim id) before a claim is sent; the context manager it returns forgets it afterwards."""
 
@@ -42,20 +45,22 @@ class ToolRunner:
 
     def __init__(
         self, db: Database, tasks: TaskManager, registry: ToolRegistry, blobs: BlobStore, *, note: Notes,
-        holder: Callable[[], Holder],
+        holder: Callable[[], Holder], alone: Alone | None = None,
     ) -> None:  # fmt: skip
         self._db, self._tasks, self._registry, self._blobs = db, tasks, registry, blobs
-        self._note, self._holder = note, holder
+        self._note, self._holder, self._alone = note, holder, alone
 
     def run(self, ring: Ring) -> Settled | None:
         """What recording the call's outcome led to; None when there was nothing to do, or it came too late."""
         attempt = new_id()
         with self._note("call", ring.id, attempt):
-            claimed = self._tasks.claim(ring, holder=self._holder(), attempt_id=attempt)
-            if claimed is None:
-                return None
-            point("call.after_claim")
-            return self._work(claimed)
+            claimed = self._tasks.claim(ring, holder=self._holder(), attempt_id=attempt, alone=self._alone is None)
+            if claimed is not None:
+                point("call.after_claim")
+                return self._work(claimed)
+        if self._alone is not None and self._tasks.is_suspect(ring):
+            self._alone(ring)
+        return None
 
     def _work(self, claimed: Claimed) -> Settled | None:
         row = claimed.row

@@ -43,7 +43,7 @@ SELECT id, ordinal, node, iteration, kind, phase, status, require, slots, pendin
 """
 
 CALLS = """
-SELECT id, step_id, slot, idx, slot_mode, tool, label, args, effect, status, queue, epoch, n, failures, losses, suspect,
+SELECT id, step_id, slot, idx, slot_mode, tool, label, args, effect, status, queue, epoch, n, failures, losses, max_losses,
  max_attempts, result, error, created_at, ended_at, wake_at
  FROM mesh.calls WHERE trace_id = %(id)s AND tenant_id = %(tenant)s AND kind = 'tool' ORDER BY step_id, slot, idx
 """

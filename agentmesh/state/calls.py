@@ -14,7 +14,7 @@ from uuid import UUID
 import psycopg
 
 from agentmesh.infrastructure.database import Database, Row, Tx, jsonb
-from agentmesh.records import Failure, Json, Ring
+from agentmesh.records import Failure, Json, Ring, new_id
 from agentmesh.state.traces import Holder
 
 Outcome = Literal["won", "failed", "timeout", "lost", "released"]
@@ -24,7 +24,7 @@ WITH c AS (
   UPDATE mesh.calls SET status = 'running', worker_id = %(worker)s, child = %(child)s, claim_id = %(attempt)s, n = n + 1,
     deadline = mesh.mesh_now() + make_interval(secs => timeout_s), wake_at = NULL
    WHERE id = %(call)s AND epoch = %(epoch)s AND status = 'ready' AND task = %(task)s
-     AND (wake_at IS NULL OR wake_at <= mesh.mesh_asof())
+     AND (wake_at IS NULL OR wake_at <= mesh.mesh_asof()) AND (losses = 0 OR %(alone)s)
   RETURNING *),
  a AS (INSERT INTO mesh.attempts (id, tenant_id, trace_id, step_id, call_id, kind, n, epoch, worker_id, child, idem_key)
    SELECT %(attempt)s, tenant_id, trace_id, step_id, id, 'tool', n, epoch, worker_id, child, idem_key FROM c)
@@ -41,16 +41,18 @@ SETTLE = """
 WITH c AS (
   UPDATE mesh.calls SET
     status = CASE WHEN %(outcome)s = 'won' THEN 'done'
-      WHEN %(outcome)s = 'released' OR %(outcome)s = 'lost' AND effect <> 'once' THEN 'ready'
+      WHEN %(outcome)s = 'released' OR %(outcome)s = 'lost' AND effect <> 'once' AND losses < max_losses THEN 'ready'
       WHEN %(outcome)s IN ('failed', 'timeout') AND %(again)s AND effect <> 'once' AND failures + 1 < max_attempts
         THEN 'ready' ELSE 'failed' END,
     result = %(result)s::jsonb,
     error = CASE WHEN effect = 'once' AND %(outcome)s IN ('lost', 'timeout')
       THEN jsonb_build_object('code', 'E_OUTCOME_UNKNOWN', 'message', 'this call may or may not have taken effect')
+      WHEN %(outcome)s = 'lost' AND losses >= max_losses THEN jsonb_build_object('code', 'E_POISON', 'message',
+        'every worker that ran this call was lost, the last ' || max_losses || ' running nothing else')
       ELSE coalesce(%(error)s::jsonb, error) END,
     failures = failures + (%(outcome)s IN ('failed', 'timeout'))::int, losses = losses + (%(outcome)s = 'lost')::int,
     timeouts = timeouts + (%(outcome)s = 'timeout')::int,
-    epoch = epoch + CASE WHEN %(outcome)s = 'released' OR %(outcome)s = 'lost' AND effect <> 'once'
+    epoch = epoch + CASE WHEN %(outcome)s = 'released' OR %(outcome)s = 'lost' AND effect <> 'once' AND losses < max_losses
       OR %(outcome)s IN ('failed', 'timeout') AND %(again)s AND effect <> 'once' AND failures + 1 < max_attempts
       THEN 1 ELSE 0 END,
     worker_id = NULL, child = NULL, claim_id = NULL, deadline = NULL, rings = 0,
@@ -97,6 +99,25 @@ SELECT c.status, c.trace_id, c.id, c.epoch, c.queue, c.task, c.priority, c.wake_
  FROM c LEFT JOIN nx ON true LEFT JOIN s ON true
 """
 
+# A call that only a lost worker's row speaks for, and that is parked when no process survives it.
+SETTLE_LOST = SETTLE.replace(
+    "\nSELECT c.status",
+    """,
+ dl AS (INSERT INTO mesh.dead_letters (id, tenant_id, trace_id, step_id, call_id, code, fingerprint, evidence)
+   SELECT %(letter)s, c.tenant_id, c.trace_id, c.step_id, c.id, 'E_POISON', 'E_POISON:' || c.tool, jsonb_build_object(
+     'tool', c.tool, 'losses', c.losses, 'attempts', (SELECT jsonb_agg(jsonb_build_object('n', l.n, 'worker', l.worker_id,
+       'child', l.child, 'started_at', l.started_at) ORDER BY l.n)
+      FROM mesh.attempts l WHERE l.call_id = c.id AND l.tenant_id = c.tenant_id))
+   FROM c WHERE c.status = 'failed' AND c.effect <> 'once')
+SELECT c.status""",
+)
+
+# Why a claim lost: the call is free, but has taken a worker with it before.
+SUSPECT = """
+SELECT 1 FROM mesh.calls WHERE id = %(row)s AND epoch = %(epoch)s AND status = 'ready' AND losses > 0
+  AND (wake_at IS NULL OR wake_at <= mesh.mesh_asof())
+"""
+
 STALE = """
 UPDATE mesh.attempts SET outcome = 'stale', ended_at = coalesce(ended_at, mesh.mesh_now())
  WHERE id = %(attempt)s AND tenant_id = %(tenant)s AND (outcome IS NULL OR outcome IN ('lost', 'timeout'))
@@ -134,13 +155,18 @@ class Settled:
     rings: tuple[Ring, ...]
 
 
-def claim(db: Database, call_id: UUID, epoch: int, *, task: str, holder: Holder, attempt_id: UUID) -> Claimed | None:
-    """The call, running under `holder` with its attempt recorded; None when there is nothing to claim."""
+def claim(
+    db: Database, call_id: UUID, epoch: int, *, task: str, holder: Holder, attempt_id: UUID, alone: bool = True
+) -> Claimed | None:
+    """The call, running under `holder` with its attempt recorded; None when there is nothing to claim.
+
+    One that was lost with its worker is a suspect: it is claimed by a process that runs nothing else (`alone`).
+    """
     rows = db.once(
         CLAIM,
         {
             "call": call_id, "epoch": epoch, "task": task, "worker": holder.worker_id, "child": holder.child,
-            "attempt": attempt_id,
+            "attempt": attempt_id, "alone": alone,
         },
     )  # fmt: skip
     return Claimed(rows[0], attempt_id, holder) if rows else None
@@ -152,39 +178,34 @@ def settle(
 ) -> Settled | None:  # fmt: skip
     """Record how the running call ended and count its slot down; None when (worker_id, epoch) is no longer its holder.
 
-    `released` and `lost` make it ready again (a `once` call that was lost fails with E_OUTCOME_UNKNOWN); `failed` and
-    `timeout` retry while attempts are left and the failure is not permanent. `overdue` also asks that its deadline has
-    passed.
+    `released` and `lost` make it ready again, but for a `once` call (E_OUTCOME_UNKNOWN) and one that was lost too often
+    while it ran alone, which is parked (E_POISON); `failed` and `timeout` retry while attempts are left and the failure
+    is not permanent. `overdue` also asks that its deadline has passed.
     """
     row = tx.one(
-        SETTLE,
+        SETTLE_LOST if outcome == "lost" else SETTLE,
         {
             "call": call["id"], "tenant": call["tenant_id"], "epoch": call["epoch"], "worker": worker_id,
             "outcome": outcome, "result": jsonb(result), "error": jsonb(failure.as_json()) if failure else None,
             "again": failure is None or not failure.permanent, "after": failure.after_s if failure else None,
-            "jitter": random.random(), "overdue": overdue,  # noqa: S311 - spreads retries, guards nothing
+            "letter": new_id(), "jitter": random.random(), "overdue": overdue,  # noqa: S311 - spreads retries, guards nothing
         },
     )  # fmt: skip
     return None if row is None else Settled(row["status"], row["fired"], tuple(_rings(row)))
+
+
+def call_ring(row: Row) -> Ring:
+    return Ring("call", row["id"], row["epoch"], row["queue"], row["task"], row["trace_id"], _up(row["priority"]))
 
 
 def _rings(row: Row) -> list[Ring]:
     trace = row["trace_id"]
     rings = []
     if row["status"] == "ready" and not row["later"]:
-        rings.append(Ring("call", row["id"], row["epoch"], row["queue"], row["task"], trace, _up(row["priority"])))
+        rings.append(call_ring(row))
     if row["next_id"] is not None:
-        rings.append(
-            Ring(
-                "call",
-                row["next_id"],
-                row["next_epoch"],
-                row["next_queue"],
-                row["next_task"],
-                trace,
-                _up(row["next_priority"]),
-            )
-        )
+        following = {name: row[f"next_{name}"] for name in ("id", "epoch", "queue", "task", "priority")}
+        rings.append(call_ring(following | {"trace_id": trace}))
     if row["fired"]:
         rings.append(step_ring(row, trace))
     return rings
@@ -212,8 +233,12 @@ class TaskManager:
     def __init__(self, db: Database) -> None:
         self._db = db
 
-    def claim(self, ring: Ring, *, holder: Holder, attempt_id: UUID) -> Claimed | None:
-        return claim(self._db, ring.id, ring.epoch, task=ring.task, holder=holder, attempt_id=attempt_id)
+    def claim(self, ring: Ring, *, holder: Holder, attempt_id: UUID, alone: bool) -> Claimed | None:
+        return claim(self._db, ring.id, ring.epoch, task=ring.task, holder=holder, attempt_id=attempt_id, alone=alone)
+
+    def is_suspect(self, ring: Ring) -> bool:
+        """Whether the call is free but was lost with a worker before."""
+        return bool(self._db.once(SUSPECT, {"row": ring.id, "epoch": ring.epoch}))
 
     def record(
         self, claimed: Claimed, outcome: Outcome, *, result: Json = None, failure: Failure | None = None

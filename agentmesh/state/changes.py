@@ -89,6 +89,7 @@ class NewCall:
     backoff_s: float
     backoff_cap_s: float
     group_id: UUID | None = None
+    max_losses: int = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,6 +166,17 @@ class NewTrace:
 
 
 @dataclass(frozen=True, slots=True)
+class DeadLetter:
+    """What parks a trace for a person: why, and what there is to see. Equal fingerprints have one cause."""
+
+    code: str
+    fingerprint: str
+    step_id: UUID
+    evidence: dict[str, Json] = field(default_factory=dict)
+    id: UUID = field(default_factory=new_id)
+
+
+@dataclass(frozen=True, slots=True)
 class End:
     """How the trace ends."""
 
@@ -193,6 +205,7 @@ class Change:
     end: End | None = None
     keep: bool = False
     id: UUID = field(default_factory=new_id)
+    letters: tuple[DeadLetter, ...] = ()
 
 
 def plain(value: Any) -> dict[str, Json]:

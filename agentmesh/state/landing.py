@@ -78,8 +78,8 @@ PARTS = {
    WHERE cl.id = x.id AND cl.step_id = %(step)s AND cl.tenant_id = t.tenant_id AND cl.epoch = x.epoch
      AND cl.status IN ('running', 'held', 'ready'))""",
     "new_calls": """nc AS (INSERT INTO mesh.calls (id, tenant_id, trace_id, step_id, group_id, slot, idx, slot_size, slot_mode,
-     tool, label, args, needs, effect, inline, status, queue, task, priority, idem_key, timeout_s, max_attempts, backoff_s,
-     backoff_cap_s, n,
+     tool, label, args, needs, effect, inline, status, queue, task, priority, idem_key, timeout_s, max_attempts, max_losses,
+     backoff_s, backoff_cap_s, n,
      worker_id, child, deadline, rung_at)
    SELECT x.id, t.tenant_id, t.id, x.step_id, x.group_id, x.slot, x.idx, x.slot_size, x.slot_mode, x.tool, x.label, x.args,
      x.needs, x.effect, x.inline, CASE WHEN t.paused_at IS NOT NULL THEN 'held' ELSE x.status END,
@@ -92,8 +92,8 @@ PARTS = {
      CASE WHEN x.status = 'ready' AND t.paused_at IS NULL THEN mesh.mesh_now() END
    FROM t, jsonb_to_recordset(%(new_calls)s::jsonb) AS x(id uuid, step_id uuid, group_id uuid, slot int, idx int, slot_size int,
      slot_mode text, tool text, label text, args jsonb, needs text[], effect text, inline boolean, status text,
-     queue text, task text, priority smallint, idem_key text, timeout_s float8, max_attempts int, backoff_s float8,
-     backoff_cap_s float8))""",
+     queue text, task text, priority smallint, idem_key text, timeout_s float8, max_attempts int, max_losses int,
+     backoff_s float8, backoff_cap_s float8))""",
     "attempts": """a AS (UPDATE mesh.attempts at SET ended_at = mesh.mesh_now(), outcome = x.outcome, error = x.error
    FROM t, jsonb_to_recordset(%(attempts)s::jsonb) AS x(id uuid, outcome text, error jsonb)
    WHERE at.id = x.id AND at.step_id = %(step)s AND at.tenant_id = t.tenant_id AND at.outcome IS NULL)""",
@@ -108,6 +108,9 @@ PARTS = {
     "effects": """f AS (INSERT INTO mesh.effects (step_id, name, tenant_id, trace_id)
    SELECT x.step_id, x.name, t.tenant_id, t.id
    FROM t, jsonb_to_recordset(%(effects)s::jsonb) AS x(step_id uuid, name text))""",
+    "letters": """dl AS (INSERT INTO mesh.dead_letters (id, tenant_id, trace_id, step_id, code, fingerprint, evidence)
+   SELECT x.id, t.tenant_id, t.id, x.step_id, x.code, x.fingerprint, x.evidence
+   FROM t, jsonb_to_recordset(%(letters)s::jsonb) AS x(id uuid, step_id uuid, code text, fingerprint text, evidence jsonb))""",
     "memory": INSERT_SHORT_TERM,
     "children": INSERT_CHILDREN,
 }

@@ -12,7 +12,7 @@ from uuid import UUID
 import psycopg
 
 from agentmesh.infrastructure.database import Database, Row, Tx, jsonb
-from agentmesh.records import Failure, Json, Ring
+from agentmesh.records import Failure, Json, Policy, Ring, new_id
 from agentmesh.state import calls
 from agentmesh.state.calls import Settled
 
@@ -40,9 +40,10 @@ LET_GO = """
 WITH t AS (
   UPDATE mesh.traces SET worker_id = NULL, child = NULL, claim_id = NULL, epoch = epoch + 1, seq = seq + 1
    WHERE id = %(trace)s AND tenant_id = %(tenant)s AND worker_id = %(worker)s AND epoch = %(epoch)s AND status = 'running'
-  RETURNING id, tenant_id, seq)
-INSERT INTO mesh.events (trace_id, seq, tenant_id, name, body)
- SELECT id, seq, tenant_id, 'EXEC_RESCUE', %(body)s::jsonb FROM t RETURNING trace_id
+  RETURNING id, tenant_id, seq, policy),
+ e AS (INSERT INTO mesh.events (trace_id, seq, tenant_id, name, body)
+   SELECT id, seq, tenant_id, 'EXEC_RESCUE', %(body)s::jsonb FROM t)
+SELECT (policy->>'max_losses')::int AS max_losses FROM t
 """
 
 # The holder may have gone on to its next step between the selection and our lock on the trace.
@@ -60,11 +61,30 @@ SELECT id, tenant_id, epoch, effect, deadline < mesh.mesh_asof() AS overdue FROM
 REOPEN_STEPS = """
 UPDATE mesh.steps SET status = CASE WHEN kind = 'tools' AND phase = 'run' THEN 'waiting' ELSE 'ready' END,
   epoch = epoch + 1, deadline = NULL, rung_at = mesh.mesh_now(), rings = 0,
-  losses = losses + (%(outcome)s = 'lost')::int,
+  losses = losses + (%(outcome)s = 'lost' AND (kind <> 'tools' OR phase = 'callback'))::int,
   failures = failures + (%(outcome)s = 'timeout')::int,
   error = CASE WHEN %(outcome)s = 'timeout' THEN %(error)s::jsonb ELSE error END
  WHERE trace_id = %(trace)s AND tenant_id = %(tenant)s AND status = 'running'
-RETURNING id, status, epoch, queue, agent, priority
+RETURNING id, status, epoch, queue, agent, priority, losses
+"""
+
+# The end of a trace whose step no process survives. Its row is ours in this transaction, and held by nobody.
+PARK = """
+WITH t AS (
+  UPDATE mesh.traces SET status = 'failed', error = %(error)s::jsonb, ended_at = mesh.mesh_now(), seq = seq + 1,
+    parent_owed = parent_call_id IS NOT NULL
+   WHERE id = %(trace)s AND tenant_id = %(tenant)s AND status = 'running' AND worker_id IS NULL
+  RETURNING id, tenant_id, seq, agent),
+ s AS (UPDATE mesh.steps st SET status = 'failed', error = %(error)s::jsonb, ended_at = mesh.mesh_now(), rung_at = NULL FROM t
+   WHERE st.id = %(step)s AND st.trace_id = t.id AND st.tenant_id = t.tenant_id
+   RETURNING st.id, st.node, st.phase, st.losses),
+ e AS (INSERT INTO mesh.events (trace_id, seq, tenant_id, name, step_id, body)
+   SELECT id, seq, tenant_id, 'EXEC_FAIL', %(step)s, jsonb_build_object('error_code', 'E_POISON') FROM t)
+INSERT INTO mesh.dead_letters (id, tenant_id, trace_id, step_id, code, fingerprint, evidence)
+ SELECT %(letter)s, t.tenant_id, t.id, s.id, 'E_POISON', 'E_POISON:' || t.agent || ':' || s.node, jsonb_build_object(
+   'node', s.node, 'phase', s.phase, 'losses', s.losses, 'attempts', (SELECT jsonb_agg(jsonb_build_object('n', l.n,
+     'kind', l.kind, 'worker', l.worker_id, 'child', l.child, 'started_at', l.started_at) ORDER BY l.n)
+    FROM mesh.attempts l WHERE l.step_id = s.id AND l.tenant_id = t.tenant_id AND l.call_id IS NULL)) FROM t, s
 """
 
 END_ATTEMPTS = """
@@ -73,6 +93,9 @@ UPDATE mesh.attempts SET ended_at = mesh.mesh_now(), outcome = %(outcome)s, erro
 """
 
 TIMEOUT = Failure("E_TIMEOUT", "no answer before the deadline")
+POISON = Failure(
+    "E_POISON", "every worker that ran this step was lost, the last ones running nothing else", permanent=True
+)
 LOST = Failure("E_LOST", "the worker died or lost contact before the result was recorded")
 
 
@@ -104,7 +127,8 @@ def _let_go(tx: Tx, row: Row, outcome: Literal["lost", "released", "timeout"]) -
     trace: UUID = row["id"]
     at = {"trace": trace, "tenant": row["tenant_id"], "worker": row["worker_id"], "epoch": row["epoch"]}
     body: dict[str, Json] = {"outcome": outcome, "worker": str(row["worker_id"])}
-    if tx.one(LET_GO, at | {"body": jsonb(body)}) is None:
+    trace_row = tx.one(LET_GO, at | {"body": jsonb(body)})
+    if trace_row is None:
         raise psycopg.Rollback
     if outcome == "timeout" and tx.one(STILL_OVERDUE, at) is None:
         raise psycopg.Rollback
@@ -116,6 +140,11 @@ def _let_go(tx: Tx, row: Row, outcome: Literal["lost", "released", "timeout"]) -
         END_ATTEMPTS,
         {"steps": [one["id"] for one in steps], "tenant": row["tenant_id"], "outcome": outcome, "error": shown},
     )
+    limit = trace_row["max_losses"] or Policy().max_losses
+    poison = next((one for one in steps if one["losses"] > limit), None)
+    if poison is not None:
+        tx.count(PARK, at | {"step": poison["id"], "letter": new_id(), "error": jsonb(POISON.as_json())})
+        return []
     rings = [
         calls.step_ring({f"step_{name}": one[name] for name in ("id", "epoch", "queue", "agent", "priority")}, trace)
         for one in steps

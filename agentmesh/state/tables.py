@@ -245,7 +245,7 @@ calls = sa.Table(
     _int("failures"),
     _int("losses"),
     _int("timeouts"),
-    _flag("suspect"),
+    _int("max_losses", 3),
     _uuid("worker_id"),
     _int("child", None, null=True),
     _uuid("claim_id"),
@@ -487,6 +487,10 @@ dead_letters = sa.Table(
     _json("evidence", default="{}"),
     _time("at", now=True),
     _time("settled_at"),
+    _text("settled_as", null=True),
+    _text("settled_by", null=True),
+    _one_of("settled_as", "retried", "replaced", "discarded"),
+    sa.Index("dead_letters_open", "tenant_id", "id", postgresql_where=sa.text("settled_at IS NULL")),
 )
 
 rewards = sa.Table(

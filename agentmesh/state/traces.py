@@ -117,9 +117,15 @@ UPDATE mesh.steps SET status = 'running', started_at = coalesce(started_at, mesh
   deadline = mesh.mesh_now() + make_interval(secs => CASE
     WHEN kind = 'tools' OR phase = 'callback' THEN %(callback_s)s::float8 ELSE %(reason_s)s::float8 END)
  WHERE id = %(step)s AND trace_id = %(trace)s AND tenant_id = %(tenant)s AND epoch = %(epoch)s
-   AND status IN ('ready', 'joined') AND (wake_at IS NULL OR wake_at <= mesh.mesh_asof())
+   AND status IN ('ready', 'joined') AND (wake_at IS NULL OR wake_at <= mesh.mesh_asof()) AND (losses = 0 OR %(alone)s)
 RETURNING *, (SELECT count(*) FROM mesh.attempts a WHERE a.step_id = %(step)s AND a.call_id IS NULL) AS starts,
   (SELECT o.status FROM mesh.steps o WHERE o.id = %(step)s) AS was
+"""
+
+# Why a take took nothing: the step is free, but has taken a worker with it before.
+SUSPECT = """
+SELECT 1 FROM mesh.steps WHERE id = %(row)s AND epoch = %(epoch)s AND status IN ('ready', 'joined') AND losses > 0
+  AND (wake_at IS NULL OR wake_at <= mesh.mesh_asof())
 """
 
 # Whatever a dropped call still returns is stale; its worker may also die and never say so.
@@ -180,8 +186,12 @@ def claim(
     return Taken(_held(rows[0], holder), first, (), attempt, 1)
 
 
-def take(db: Database, step_id: UUID, epoch: int, *, agent: str, holder: Holder, claim_id: UUID) -> Taken | None:
+def take(
+    db: Database, step_id: UUID, epoch: int, *, agent: str, holder: Holder, claim_id: UUID, alone: bool = True
+) -> Taken | None:
     """The step's trace and the ready or joined step, running under `holder`; None when there is nothing to take.
+
+    One that was lost with its worker is a suspect: it is taken by a process that runs nothing else (`alone`).
 
     Taking a joined tools step closes it: open calls are cancelled, `pending` is 0, and the events of its calls are
     appended.
@@ -196,6 +206,7 @@ def take(db: Database, step_id: UUID, epoch: int, *, agent: str, holder: Holder,
         opened = tx.all(LOCK_CALLS, at)
         limits = {
             "callback_s": held.policy["callback_timeout_s"], "reason_s": held.policy["reasoner_timeout_s"], "epoch": epoch,
+            "alone": alone,
         }  # fmt: skip
         step = tx.one(TAKE_STEP, at | limits)
         if step is None:
@@ -217,6 +228,11 @@ def take(db: Database, step_id: UUID, epoch: int, *, agent: str, holder: Holder,
         )  # fmt: skip
         return taken
     return None
+
+
+def is_suspect(db: Database, step_id: UUID, epoch: int) -> bool:
+    """Whether the step is free but was lost with a worker before."""
+    return bool(db.once(SUSPECT, {"row": step_id, "epoch": epoch}))
 
 
 def _call_events(step: Row, calls: tuple[Row, ...]) -> list[dict[str, Json]]:
@@ -307,6 +323,7 @@ def _statement(held: Held, change: Change) -> tuple[str, dict[str, Any]]:
         "effects": [{"step_id": str(step), "name": name} for step, name in change.effects],
         "memory": memory.rows(held.id, [one for one in change.memory if one.type == "short_term"]),
         "children": child_rows(change.children),
+        "letters": [plain(one) for one in change.letters],
     }
     named = {name: jsonb(rows) for name, rows in parts.items() if rows}
     params = {

@@ -108,7 +108,7 @@ CREATE TABLE mesh.calls (
 	failures INTEGER DEFAULT '0' NOT NULL,
 	losses INTEGER DEFAULT '0' NOT NULL,
 	timeouts INTEGER DEFAULT '0' NOT NULL,
-	suspect BOOLEAN DEFAULT false NOT NULL,
+	max_losses INTEGER DEFAULT '3' NOT NULL,
 	worker_id UUID,
 	child INTEGER,
 	claim_id UUID,
@@ -157,8 +157,13 @@ CREATE TABLE mesh.dead_letters (
 	evidence JSONB DEFAULT '{}' NOT NULL,
 	at TIMESTAMP WITH TIME ZONE DEFAULT mesh.mesh_now() NOT NULL,
 	settled_at TIMESTAMP WITH TIME ZONE,
-	PRIMARY KEY (id)
+	settled_as TEXT,
+	settled_by TEXT,
+	PRIMARY KEY (id),
+	CONSTRAINT settled_as_known CHECK (settled_as IN ('retried', 'replaced', 'discarded'))
 );
+
+CREATE INDEX dead_letters_open ON mesh.dead_letters (tenant_id, id) WHERE settled_at IS NULL;
 
 CREATE TABLE mesh.deliveries (
 	id UUID NOT NULL,

@@ -393,6 +393,15 @@ def test_a_recorded_policy_that_cannot_be_read_ends_the_trace(lab):
     assert ended(lab, trace) == ("failed", "E_INTERNAL")
 
 
+def test_f16_what_no_code_can_read_is_parked_with_its_traceback(lab):
+    trace = joined(lab, "work")
+    lab.rows("""UPDATE mesh.traces SET policy = policy || '{"of_another_release": 1}'""")
+    lab.drain()
+    [letter] = lab.rows("SELECT trace_id, fingerprint, evidence FROM mesh.dead_letters")
+    assert (letter["trace_id"], letter["fingerprint"]) == (trace.id, "E_INTERNAL:puppet:tools")
+    assert "of_another_release" in letter["evidence"]["traceback"]
+
+
 def test_what_is_beyond_the_servers_limits_ends_the_trace(lab):
     key = "".join(random.Random(0).choices(string.ascii_letters, k=9000))  # too long for an index, however compressed
     register_callback("verbose")(lambda result, session: {"memory": [{"key": key, "value": 1}]})

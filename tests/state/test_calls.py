@@ -132,7 +132,7 @@ def test_the_last_two_parts_at_a_barrier_fire_the_join_once(lab, require, outcom
     lab.bells.ring([ring for one in settled for ring in one.rings])
     lab.bells.waiting.extend([])
     lab.drain()
-    assert lab.events(trace).count("CALLBACK_RESULT") == 1
+    assert lab.events(trace).count("REASONER_FEEDBACK") == 1
 
 
 @pytest.mark.parametrize(

@@ -128,6 +128,15 @@ def once(ctx: ToolContext, gate: str) -> str:
     return "charged"
 
 
+@register_tool("abort", needs=["data:read"], queue=TAG, attempts=1)
+def abort(ctx: ToolContext, gate: str) -> str:
+    """Takes its process with it, until the gate opens."""
+    ran(ctx)
+    if not (HOME / gate).exists():
+        os.abort()
+    return "survived"
+
+
 @register_tool("stubborn", needs=["data:read"], queue=TAG, attempts=2)
 def stubborn(ctx: ToolContext, gate: str) -> str:
     """Waits at a gate of each attempt."""
