@@ -17,7 +17,7 @@ import psycopg
 import sqlalchemy as sa
 
 from agentmesh.errors import DatabaseUnreachable, KeyConflict, KeyContended, OutcomeUnknown
-from agentmesh.infrastructure.database import Database, Row, Tx, jsonb
+from agentmesh.infrastructure.database import Database, Row, Tx, jsonb, retry_transient
 from agentmesh.records import Json
 from agentmesh.state.changes import NewTrace, plain
 
@@ -77,6 +77,7 @@ SELECT id, queue, intents, accepts, version FROM mesh.agents WHERE tenant_id = %
 
 BATCH = 500
 CONTENDED = (psycopg.errors.SerializationFailure, psycopg.errors.LockNotAvailable)
+REFUSED = (*CONTENDED, psycopg.errors.DeadlockDetected, psycopg.errors.QueryCanceled)
 
 
 class Runs(Protocol):
@@ -132,7 +133,8 @@ def insert(run: Runs, traces: Sequence[NewTrace]) -> list[UUID]:
             ids.append(one.id)
             continue
         if first["digest"] != one.digest:
-            raise KeyConflict(f"the idempotency key was first used for another intent, trace {first['trace_id']}")
+            raise KeyConflict(f"the idempotency key was first used for another intent, trace {first['trace_id']}",
+                              next=f"agentmesh trace show {first['trace_id']}")  # fmt: skip
         ids.append(first["trace_id"])
     for start in range(0, len(fresh), BATCH):
         run.all(ACCEPT, {"rows": jsonb(rows_of(fresh[start : start + BATCH]))})
@@ -142,7 +144,8 @@ def insert(run: Runs, traces: Sequence[NewTrace]) -> list[UUID]:
 def accept(db: Database, traces: Sequence[NewTrace]) -> list[UUID]:
     """Accept in a transaction of our own; durable when it returns. See `insert` for the ids and errors.
 
-    Raises OutcomeUnknown when the answer to COMMIT was lost and repeating the same write did not settle it.
+    Raises DatabaseUnreachable when the server refused it again and again (a deadlock, a lock), and OutcomeUnknown when
+    the answer to COMMIT was lost and repeating the same write did not settle it.
     """
 
     def once() -> list[UUID]:
@@ -153,10 +156,10 @@ def accept(db: Database, traces: Sequence[NewTrace]) -> list[UUID]:
             return insert(tx, traces)
 
     try:
-        return once()
-    except (psycopg.errors.UniqueViolation, psycopg.OperationalError, psycopg.InterfaceError) as exc:
-        if isinstance(exc, psycopg.errors.LockNotAvailable | psycopg.errors.QueryCanceled):
-            raise
+        return retry_transient(once)
+    except REFUSED as exc:  # then nothing was written, whatever was lost before
+        raise DatabaseUnreachable(f"the database refused the write: {exc}", value=str(traces[0].id)) from exc
+    except (psycopg.errors.UniqueViolation, psycopg.OperationalError, psycopg.InterfaceError):
         return _settle(db, traces, once)
 
 
