@@ -154,7 +154,9 @@ class Lab:
         return self.rows("SELECT * FROM mesh.traces WHERE id = %(id)s", id=trace.id)[0]
 
     def steps(self, trace: Any) -> list[dict[str, Any]]:
-        return self.rows("SELECT * FROM mesh.steps WHERE trace_id = %(id)s AND kind <> 'group' ORDER BY ordinal", id=trace.id)
+        return self.rows(
+            "SELECT * FROM mesh.steps WHERE trace_id = %(id)s AND kind <> 'group' ORDER BY ordinal", id=trace.id
+        )
 
     def step(self, trace: Any) -> dict[str, Any]:
         """Its newest step."""

@@ -134,16 +134,21 @@ def _agents(mesh: Mesh) -> Iterator[Finding]:
     for row in rows:
         if row["workers"]:
             yield Finding("agents", ok=True, says=f"{row['id']}: {row['workers']} live workers, {row['queued']} queued")
-        else:
+        elif row["queued"] or row["running"]:
             yield Finding("agents", ok=False, says=f"{row['id']}: no live worker, {row['queued']} queued",
                           cure="agentmesh worker agents")  # fmt: skip
+        else:
+            yield Finding("agents", ok=True, says=f"{row['id']}: no live worker, and nothing waits for one")
 
 
 def _tools(mesh: Mesh) -> Iterator[Finding]:
     from agentmesh.state import announced
 
     tools = {row["id"]: row for row in announced.tools(mesh.db, mesh.tenant)}
-    named = {name: row["id"] for row in announced.agents(mesh.db, mesh.tenant) for name in row["spec"].get("tools", [])}
+    wanted = [
+        row for row in announced.agents(mesh.db, mesh.tenant) if row["workers"] or row["queued"] or row["running"]
+    ]
+    named = {name: row["id"] for row in wanted for name in row["spec"].get("tools", [])}
     missing = sorted(set(named) - set(tools))
     idle = sorted(name for name in named if name in tools and not tools[name]["workers"])
     for name in missing:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 import structlog
 
 from agentmesh.coordination.container import AgentRuntime
+from agentmesh.errors import UnknownAgent
 from agentmesh.execution.runner import ToolRunner
 from agentmesh.infrastructure.faults import point
 from agentmesh.records import Ring, new_id
@@ -25,7 +26,11 @@ class AgentController:
         if ring.kind == "call":
             settled = self._runner.run(ring)
             return settled.rings if settled is not None else ()
-        runtime = self._runtime(ring.task.removeprefix("agent."))
+        try:
+            runtime = self._runtime(ring.task.removeprefix("agent."))
+        except UnknownAgent:
+            log.warning("not hosted here", task=ring.task, id=str(ring.id))  # its row waits for a worker that has it
+            return ()
         claim = new_id()
         with runtime.note(ring.kind, ring.id, claim):
             session = runtime.prepare_context(ring, claim)

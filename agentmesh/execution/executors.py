@@ -357,7 +357,9 @@ class Executor:
         point("finish.after_commit")
         if landed is None:
             return at.lost()
-        log.info(draft.end.status, trace_id=str(at.held.id), agent=at.held.agent)
+        log.info(
+            "EXEC_DONE" if draft.end.status == "done" else "EXEC_FAIL", trace_id=str(at.held.id), agent=at.held.agent
+        )
         self.parts.ring([_first_ring(child) for child in draft.children])
         return at.left(draft.end.status)
 

@@ -16,6 +16,7 @@ from agentmesh.errors import Ambiguous, Mistake, UnknownTrace
 from agentmesh.infrastructure.database import Database, Row
 
 ENDED = frozenset({"done", "failed", "cancelled"})
+STATUSES = ("held", "queued", "running", "waiting", *sorted(ENDED))
 MAX_PAGE = 200
 FILTERS = {
     "status": "status", "agent": "agent", "intent": "intent", "context": "context_id", "from": "from_id",
@@ -87,6 +88,9 @@ def parse_filter(text: str | None) -> dict[str, str]:
         key, colon, value = word.partition(":")
         if not colon or not value or key not in FILTERS:
             raise Mistake("a filter is not understood", value=word, expected=f"{':… '.join(FILTERS)}:…",
+                          next="agentmesh trace list --help")  # fmt: skip
+        if key == "status" and value not in STATUSES:
+            raise Mistake("no trace has such a status", value=value, expected=f"one of {', '.join(STATUSES)}",
                           next="agentmesh trace list --help")  # fmt: skip
         found[key] = value
     return found

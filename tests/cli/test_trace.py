@@ -40,6 +40,12 @@ def test_a_filter_that_is_none_says_which_there_are(mesh_cli: Cli, lab: Any) -> 
     assert "status:" in ran.problem["expected"]
 
 
+def test_a_status_that_does_not_exist_says_which_there_are(mesh_cli: Cli, lab: Any) -> None:
+    ran = mesh_cli("trace", "list", "--filter", "status:nope", "--json")
+    assert (ran.code, ran.problem["code"], ran.problem["value"]) == (2, "E_USAGE", "nope")
+    assert "cancelled" in ran.problem["expected"]
+
+
 def test_an_empty_list_says_what_fills_it(mesh_cli: Cli, lab: Any) -> None:
     ran = mesh_cli("trace", "list")
     assert (ran.code, ran.out) == (0, "")

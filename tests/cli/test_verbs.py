@@ -140,7 +140,9 @@ def checks(ran: Any) -> dict[str, bool]:
     return found
 
 
-def test_a_mesh_whose_agents_have_no_worker_is_red_and_says_the_cure(mesh_cli: Cli, lab: Any) -> None:
+def test_a_mesh_whose_work_has_no_worker_is_red_and_says_the_cure(mesh_cli: Cli, lab: Any) -> None:
+    assert mesh_cli("doctor", "--json").code == 0  # agents nobody asks for are no trouble
+    lab.start({"answer": 1})
     ran = mesh_cli("doctor", "--json")
     assert ran.code == 1
     assert checks(ran) == {
