@@ -26,7 +26,7 @@ LOCK = $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generat
   --no-emit-index-url --no-emit-find-links --no-annotate --custom-compile-command "make lock"
 
 .DEFAULT_GOAL := help
-.PHONY: help demo crash test faults soak lint format mutants bench audit sizes lock env wheel clean
+.PHONY: help demo crash test faults soak simulate lint format mutants bench audit sizes lock env wheel clean
 
 help:  ## what can be made
 	@awk -F':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' Makefile
@@ -46,6 +46,9 @@ faults: $(VENV)/.dev-ready  ## every fault test, against servers it starts itsel
 soak: $(VENV)/.dev-ready  ## the same with more repetitions, again and again for MINUTES (60)
 	@until=$$(($$(date +%s) + 60 * $(or $(MINUTES),60))); while [ $$(date +%s) -lt $$until ]; do \
 	  AGENTMESH_TEST_SOAK=1 $(BIN)/python -m pytest tests/faults -m "faults or not faults" $(ARGS) || exit 1; done
+
+simulate: $(VENV)/.dev-ready  ## schedules from seeds, with faults; ARGS="--schedules 10000" for a night
+	@$(BIN)/python -m tests.simulation $(ARGS)
 
 lint: $(VENV)/.dev-ready  ## format, lint, types and layers
 	@$(BIN)/ruff format --check .

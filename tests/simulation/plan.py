@@ -1,0 +1,71 @@
+"""What a schedule is made from, and how it went."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field, replace
+from random import Random
+
+KINDS = (
+    "lose", "double", "delay", "refuse", "wipe", "cut", "held", "kill", "freeze", "jump", "skew", "kill_producer",
+)  # fmt: skip
+"""Every kind of fault there is; `held` is a commit that takes its time, `cut` a connection that breaks."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What a schedule is made from. `faults` None: all that happen; else only those numbers. `only` None: every job."""
+
+    seed: int
+    traces: int = 0
+    steps: int | None = None
+    workers: int = 0
+    kinds: tuple[str, ...] | None = None
+    only: tuple[int, ...] | None = None
+    faults: tuple[int, ...] | None = None
+    lines: bool = False
+    twice: bool = False
+
+    def filled(self) -> Plan:
+        """With everything that follows from the seed."""
+        chance = Random(f"{self.seed}/plan")
+        traces, steps = chance.choice((1, 2, 3, 4, 6)), chance.choice((80, 160, 240, 400))
+        workers = chance.choice((2, 2, 3, 4))
+        kinds = tuple(one for one in KINDS if chance.random() < 0.5)
+        return replace(
+            self,
+            traces=self.traces or traces,
+            steps=steps if self.steps is None else self.steps,
+            workers=self.workers or workers,
+            kinds=kinds if self.kinds is None else self.kinds,
+        )
+
+    def command(self) -> str:
+        said = [f"--seed {self.seed}"]
+        said += [f"--steps {self.steps}"] if self.steps is not None else []
+        said += [f"--workers {self.workers}"] if self.workers else []
+        for name in ("only", "faults", "kinds"):
+            value = getattr(self, name)
+            said += [] if value is None else [f"--{name} {','.join(map(str, value)) or 'none'}"]
+        return f"python -m tests.simulation {' '.join(said)}"
+
+
+@dataclass(slots=True)
+class Outcome:
+    """How a schedule went. `broken` empty: every promise held."""
+
+    plan: Plan
+    broken: list[str] = field(default_factory=list)
+    steps: int = 0
+    seconds: float = 0.0
+    faults: Counter[str] = field(default_factory=Counter)
+    reached: Counter[str] = field(default_factory=Counter)
+    digest: str = ""
+    lines: list[str] = field(default_factory=list)
+    jobs: tuple[int, ...] = ()
+    storm: int = 0
+    fired: list[int] = field(default_factory=list)
+
+    def kind(self) -> str:
+        """What kind of failure it is: shrinking must not drift to another one."""
+        return self.broken[0].split()[0] if self.broken else ""
