@@ -41,11 +41,12 @@ from agentmesh.coordination.registry import AgentRegistry
 from agentmesh.coordination.rescuer import Pace, Rescuer
 from agentmesh.errors import NoSigningKey, PluginRefused
 from agentmesh.execution.callbacks import CallbackHandler
-from agentmesh.execution.executors import EXECUTORS, Parts
+from agentmesh.execution.executors import EXECUTORS
 from agentmesh.execution.plan import BehaviorPlan
 from agentmesh.execution.router import ToolRouter
 from agentmesh.execution.runner import Alone, ToolRunner
 from agentmesh.execution.tools import TOOLS, ToolRegistry
+from agentmesh.execution.views import Parts
 from agentmesh.infrastructure import migrate
 from agentmesh.infrastructure.database import Database, Row
 from agentmesh.infrastructure.logging import configure, redact

@@ -11,8 +11,9 @@ from collections.abc import Callable
 from uuid import UUID
 
 from agentmesh.errors import UnknownTrace
-from agentmesh.execution.executors import Executor, HostedAgent
+from agentmesh.execution.executors import Executor
 from agentmesh.execution.runner import Alone, Notes
+from agentmesh.execution.views import HostedAgent
 from agentmesh.infrastructure.database import Database
 from agentmesh.infrastructure.faults import point
 from agentmesh.records import Policy, Ring, new_id

@@ -7,9 +7,10 @@ from collections.abc import Iterable
 
 from agentmesh.behavior.agents import AgentSpec
 from agentmesh.errors import BadAgentFile, UnknownAgent
-from agentmesh.execution.executors import EXECUTORS, HostedAgent
+from agentmesh.execution.executors import EXECUTORS
 from agentmesh.execution.plan import default_plan
 from agentmesh.execution.tools import ToolRegistry
+from agentmesh.execution.views import HostedAgent
 from agentmesh.infrastructure.database import Database, Row
 from agentmesh.records import grants_cover
 from agentmesh.state import announced

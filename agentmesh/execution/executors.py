@@ -6,19 +6,15 @@ commit that ends a step also starts the next one, so that nothing runs unrecorde
 
 from __future__ import annotations
 
-import json
 import random
 import traceback
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import structlog
 
-from agentmesh.behavior.agents import AgentSpec
-from agentmesh.behavior.reasoners import Reasoner, parse_action
-from agentmesh.behavior.session import Lazy, Session, SessionBuilder
+from agentmesh.behavior.reasoners import parse_action
+from agentmesh.behavior.session import Session
 from agentmesh.execution import inline
 from agentmesh.execution.advance import (
     Again,
@@ -34,48 +30,19 @@ from agentmesh.execution.advance import (
     Visit,
     advance,
 )  # fmt: skip
-from agentmesh.execution.callbacks import CallbackHandler, StepResult, effects_of
+from agentmesh.execution.callbacks import StepResult, effects_of
 from agentmesh.execution.draft import MAX_TEXT, Draft, LiveCall, Position
-from agentmesh.execution.failures import AWAY, failure_of, ours, refused, theirs
+from agentmesh.execution.failures import AWAY, failure_of, refused, theirs
 from agentmesh.execution.plan import BehaviorPlan
-from agentmesh.execution.router import Dispatch, ToolRouter
-from agentmesh.infrastructure.database import Database
+from agentmesh.execution.router import Dispatch
+from agentmesh.execution.views import HostedAgent, Parts, Views, answered
 from agentmesh.infrastructure.faults import point
-from agentmesh.records import Action, Failure, Json, Policy, Ring, Strategy, Verdict, new_id
-from agentmesh.state.blobs import BlobStore
-from agentmesh.state.calls import CONTINUATION
+from agentmesh.records import Action, Failure, Json, Policy, Ring, Strategy, new_id
+from agentmesh.state.calls import CONTINUATION, call_ring
 from agentmesh.state.changes import DeadLetter, End, NewAttempt, NewStep, NewTrace
-from agentmesh.state.contexts import SessionManager
-from agentmesh.state.traces import Held, Taken
+from agentmesh.state.traces import Taken
 
 log = structlog.get_logger("agentmesh.executor")
-
-
-@dataclass(frozen=True, slots=True)
-class HostedAgent:
-    """An agent as this process runs it."""
-
-    spec: AgentSpec
-    plan: BehaviorPlan
-    reasoner: Reasoner
-
-
-@dataclass(frozen=True, slots=True)
-class Parts:
-    """What executors stand on; wiring fills it."""
-
-    db: Database
-    router: ToolRouter
-    callback: CallbackHandler
-    builder: SessionBuilder
-    sessions: SessionManager
-    blobs: BlobStore
-    ring: Callable[[Sequence[Ring]], None]
-    chord: Callable[[Sequence[Ring], Ring], None]
-    delegate: Callable[[Held, Verdict], NewTrace]
-    plan: Callable[[str, str], BehaviorPlan]
-    pool: ThreadPoolExecutor
-    redact: Callable[[Json], Json] = field(default=lambda value: value)
 
 
 class Executor:
@@ -85,6 +52,7 @@ class Executor:
 
     def __init__(self, agent: HostedAgent, parts: Parts) -> None:
         self.agent, self.parts = agent, parts
+        self._views = Views(agent, parts)
 
     def run(self, taken: Taken) -> str:
         """Work the trace until it ends, waits, is handed on or is lost; which of these it was."""
@@ -125,7 +93,7 @@ class Executor:
 
     def _advance(self, at: Position) -> Position | None:
         if at.phase == "callback":
-            return self._conclude(at, self._result(at), Draft(at))
+            return self._conclude(at, self._views.result(at), Draft(at))
         if at.kind == "tools":
             return self._inline(at)
         return self._reason(at)
@@ -135,7 +103,7 @@ class Executor:
             return self._broke(at, Draft(at), at.last_failure(), spent=True)
         draft = Draft(at)
         try:
-            view = self._view(at)
+            view = self._views.session(at)
             point("reason.before")
             action = parse_action(theirs(lambda: self._asked(view)), default_strategy=self.strategy)
             point("reason.after_answer")
@@ -143,8 +111,8 @@ class Executor:
             step = self._tools_step(at)
             decision = self._decide(at, Decided(action))
             plan = self._resolve(at, action, step) if isinstance(decision, CallTools) else None
-            draft.event("REASONER_ACTION", **self._chosen(at, action))
-            draft.step(**self._kept(at, action))
+            draft.event("REASONER_ACTION", **self._views.chosen(at, action))
+            draft.step(**self._views.kept(at, action))
         except AWAY:
             raise
         except Exception as exc:  # noqa: BLE001 - whatever a reasoner raises is its step's failure
@@ -162,8 +130,7 @@ class Executor:
         plan = self.parts.router.resolve(
             action, held=at.held, step=step, allowed=self.agent.spec.tools, policy=at.policy
         )
-        calls = (replace(one, args=self._aside(at, one.args, "the arguments of a call")) for one in plan.calls)
-        return replace(plan, calls=tuple(calls))
+        return self._views.resolved(at, plan)
 
     def _dispatch(self, at: Position, draft: Draft, action: Action, step: NewStep, plan: Dispatch) -> Position | None:
         """End the reason step and open the tools step: on this worker when all of it is inline, else as a chord."""
@@ -188,7 +155,7 @@ class Executor:
         if landed.kept:
             point("next.after_commit")
             return at.on(landed, made, calls=live, steps=at.held.steps + 1)
-        header = [_call_ring(one.call, at.held) for one in live if one.call["status"] != "held"]
+        header = [call_ring(one.call | {"trace_id": at.held.id}) for one in live if one.call["status"] != "held"]
         body = Ring("step", made.id, 1, at.held.queue, f"agent.{at.held.agent}", at.held.id, _up(at.held.priority))
         self.parts.chord(header, body)
         point("tools.after_ring")
@@ -200,7 +167,7 @@ class Executor:
         draft.step(callbacks=callbacks)
         draft.ends(at.attempt_id, "won")
         if not at.policy.callbacks:
-            return self._conclude(at, self._answer(at, action), draft)
+            return self._conclude(at, answered(at, action), draft)
         return self._open_callback(at, draft)
 
     def _open_callback(self, at: Position, draft: Draft) -> Position | None:
@@ -227,7 +194,7 @@ class Executor:
             draft.step(pending=0, wins=folded.wins)
             if at.policy.callbacks:
                 return self._open_callback(done, draft)
-            return self._conclude(done, self._result(done), draft)
+            return self._conclude(done, self._views.result(done), draft)
         keep = not folded.later
         draft.step(status="running" if keep else "waiting", pending=folded.pending, wins=folded.wins,
                    timeout_s=sum(one.call["timeout_s"] for one in calls))  # fmt: skip
@@ -253,17 +220,14 @@ class Executor:
                 draft.ends(at.attempt_id, "won")
             return self._end(at, draft, Fail(_first(result) or decision.failure), status="failed")
         try:
-            view = replace(at.view or self._view(at), result=result.value)
+            view = replace(at.view or self._views.session(at), result=result.value)
             point("callback.before")
             theirs(lambda: self.agent.reasoner.feedback(result.value))
             outcome = theirs(lambda: self.parts.callback.handle(result, at.policy, view))
             point("callback.after_handler")
             draft.notes(view.taken_notes(), self.parts.redact)
-            output = self.parts.blobs.shrink(at.held.tenant_id, at.output(result), what="the result of a step")
-            memory = [
-                replace(one, value=self.parts.blobs.shrink(at.held.tenant_id, one.value, what=f"memory {one.key}"))
-                for one in outcome.memory
-            ]
+            output = self._views.aside(at, at.output(result), "the result of a step")
+            memory = self._views.remembered(at, outcome.memory)
             decision = self._decide(at, Ruled(outcome.verdict), result=result.value)
             child = self._child(at, decision)
         except AWAY:
@@ -342,7 +306,7 @@ class Executor:
     def _end(self, at: Position, draft: Draft, decision: object, *, status: str = "done") -> Position | None:
         match decision:
             case Finish(result=result):
-                value = self.parts.blobs.shrink(at.held.tenant_id, result, what="the result of the trace")
+                value = self._views.aside(at, result, "the result of the trace")
                 draft.step(status="done" if status == "done" else "failed")
                 draft.event("EXEC_DONE")
                 draft.end = End("done", result=value)
@@ -378,62 +342,6 @@ class Executor:
         node = self._plan(at).of_kind("tools").id
         return NewStep(new_id(), node, "tools", "waiting", at.iteration, at.held.steps + 1, at.step_id)
 
-    def _view(self, at: Position) -> Session:
-        held, parts = at.held, self.parts
-        expand = parts.blobs.expand
-
-        def remembered() -> dict[str, Json]:
-            found = parts.sessions.memory(held.tenant_id, held.context_id, held.id)
-            return {key: expand(held.tenant_id, value) for key, value in found.items()}
-
-        def known() -> dict[str, Json]:
-            found = parts.sessions.results(held.tenant_id, held.id) if held.steps > 1 else {}
-            return {key: expand(held.tenant_id, value) for key, value in (found | at.results()).items()}
-
-        return parts.builder.build(
-            self.agent.spec.session.strategy, self.agent.spec.session.options,
-            trace_id=str(held.id), context_id=held.context_id, tenant=held.tenant_id, agent=held.agent,
-            intent=held.intent, from_=held.from_id, payload=expand(held.tenant_id, held.payload),
-            memory=Lazy(lambda: ours(remembered)), results=Lazy(lambda: ours(known)),
-            step=held.steps, iteration=at.iteration - 1, node=at.node, locale=held.locale, permissions=held.permissions,
-            tools=self.agent.spec.tools, policy=at.policy,
-        )  # fmt: skip
-
-    def _result(self, at: Position) -> StepResult:
-        if at.kind == "reason":
-            return self._answer(at, Action.model_validate_json(json.dumps(self._whole(at, at.action))))
-        value, ok, failures = at.tools_result()
-        if at.results_by_label:
-            expanded: Json = {label: self._whole(at, one) for label, one in value.items()}
-        else:
-            expanded = self._whole(at, value)
-        return StepResult(at.step_id, at.node, ok=ok, answered=False, value=expanded, failures=failures)
-
-    def _answer(self, at: Position, action: Action) -> StepResult:
-        return StepResult(at.step_id, at.node, ok=True, answered=True, value=action.answer)
-
-    def _aside(self, at: Position, value: Json, what: str) -> Json:
-        return self.parts.blobs.shrink(at.held.tenant_id, value, what=what)
-
-    def _whole(self, at: Position, value: Json) -> Json:
-        return self.parts.blobs.expand(at.held.tenant_id, value)
-
-    def _kept(self, at: Position, action: Action) -> dict[str, Json]:
-        """What the reason step keeps. Calls hold their own arguments: nothing runs from what is kept of those."""
-        said: Json = action.model_dump(mode="json")
-        if action.slots:
-            return {"action": self._aside(at, self.parts.redact(said), "an action")}
-        answer = self._aside(at, {"answer": action.answer}, "an answer")
-        return {"action": self._aside(at, said, "an action"), "output": answer}
-
-    def _chosen(self, at: Position, action: Action) -> dict[str, Json]:
-        said = action.model_dump(mode="json", exclude_none=True, exclude={"candidates", "propensity", "policy_version"})
-        redacted: Json = self.parts.redact(said)
-        return {
-            "action": self._aside(at, redacted, "an action"), "candidates": list(action.candidates),
-            "propensity": action.propensity, "policy_version": action.policy_version,
-        }  # fmt: skip
-
 
 class SequentialExecutor(Executor):
     """An action that names no strategy runs its tools one after the other."""
@@ -464,10 +372,6 @@ def _pause_s(policy: Policy, again: Again) -> float:
         return again.after_s
     ceiling: float = min(policy.backoff.cap_s, policy.backoff.base_s * 2.0 ** (again.failures - 1))
     return random.uniform(0, ceiling)  # noqa: S311 - spreads retries, guards nothing
-
-
-def _call_ring(call: dict[str, Any], held: Held) -> Ring:
-    return Ring("call", call["id"], call["epoch"], call["queue"], call["task"], held.id, _up(call["priority"]))
 
 
 def _first_ring(trace: NewTrace) -> Ring:

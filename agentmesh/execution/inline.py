@@ -7,6 +7,7 @@ for: the step waits, the trace is let go, and the call is rung on the agent's qu
 from __future__ import annotations
 
 import random
+import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import CancelledError, Future
 from concurrent.futures import TimeoutError as RoundTimeout
@@ -24,7 +25,7 @@ from agentmesh.state.changes import CallChange
 from agentmesh.state.rescue import TIMEOUT
 
 if TYPE_CHECKING:
-    from agentmesh.execution.executors import Parts
+    from agentmesh.execution.views import Parts
 
 
 def run_round(running: Sequence[LiveCall], at: Position, parts: Parts) -> dict[UUID, Outcome]:
@@ -38,7 +39,11 @@ def run_round(running: Sequence[LiveCall], at: Position, parts: Parts) -> dict[U
     try:
         for one in running:
             futures[one.call["id"]] = _submitted(one, at, parts)
-        return {one.call["id"]: _awaited(futures[one.call["id"]], one.call["timeout_s"]) for one in running}
+        began = time.monotonic()
+        return {
+            one.call["id"]: _awaited(futures[one.call["id"]], began + one.call["timeout_s"] - time.monotonic())
+            for one in running
+        }
     finally:
         for future in futures.values():
             future.cancel()
@@ -53,7 +58,7 @@ def _submitted(live: LiveCall, at: Position, parts: Parts) -> Future[Outcome]:
 
 def _awaited(future: Future[Outcome], timeout_s: float) -> Outcome:
     try:
-        return future.result(timeout=timeout_s)
+        return future.result(timeout=max(0.0, timeout_s))
     except RoundTimeout:
         future.cancel()  # it may still wait for a thread, and would start after its time-out was recorded
         return Lost(TIMEOUT)

@@ -1,0 +1,130 @@
+"""What a reasoner and a callback are shown of a trace, and what is kept of what they said. Reads; writes only blobs.
+
+Big values stand aside in blobs: they are expanded here on the way to user code, and put aside on the way back.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+
+from agentmesh.behavior.agents import AgentSpec
+from agentmesh.behavior.reasoners import Reasoner
+from agentmesh.behavior.session import Lazy, Session, SessionBuilder
+from agentmesh.execution.callbacks import CallbackHandler, StepResult
+from agentmesh.execution.draft import Position
+from agentmesh.execution.failures import ours
+from agentmesh.execution.plan import BehaviorPlan
+from agentmesh.execution.router import Dispatch, ToolRouter
+from agentmesh.infrastructure.database import Database
+from agentmesh.records import Action, Json, Ring, Verdict
+from agentmesh.state.blobs import BlobStore
+from agentmesh.state.changes import MemoryWrite, NewTrace
+from agentmesh.state.contexts import SessionManager
+from agentmesh.state.traces import Held
+
+
+@dataclass(frozen=True, slots=True)
+class HostedAgent:
+    """An agent as this process runs it."""
+
+    spec: AgentSpec
+    plan: BehaviorPlan
+    reasoner: Reasoner
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What executors stand on; wiring fills it."""
+
+    db: Database
+    router: ToolRouter
+    callback: CallbackHandler
+    builder: SessionBuilder
+    sessions: SessionManager
+    blobs: BlobStore
+    ring: Callable[[Sequence[Ring]], None]
+    chord: Callable[[Sequence[Ring], Ring], None]
+    delegate: Callable[[Held, Verdict], NewTrace]
+    plan: Callable[[str, str], BehaviorPlan]
+    pool: ThreadPoolExecutor
+    redact: Callable[[Json], Json] = field(default=lambda value: value)
+
+
+class Views:
+    """The eyes of one agent's executor."""
+
+    def __init__(self, agent: HostedAgent, parts: Parts) -> None:
+        self._agent, self._parts = agent, parts
+
+    def session(self, at: Position) -> Session:
+        """What user code is shown; memory and results are read when they are first looked at."""
+        held, parts = at.held, self._parts
+        expand = parts.blobs.expand
+
+        def remembered() -> dict[str, Json]:
+            found = parts.sessions.memory(held.tenant_id, held.context_id, held.id)
+            return {key: expand(held.tenant_id, value) for key, value in found.items()}
+
+        def known() -> dict[str, Json]:
+            found = parts.sessions.results(held.tenant_id, held.id) if held.steps > 1 else {}
+            return {key: expand(held.tenant_id, value) for key, value in (found | at.results()).items()}
+
+        return parts.builder.build(
+            self._agent.spec.session.strategy, self._agent.spec.session.options,
+            trace_id=str(held.id), context_id=held.context_id, tenant=held.tenant_id, agent=held.agent,
+            intent=held.intent, from_=held.from_id, payload=expand(held.tenant_id, held.payload),
+            memory=Lazy(lambda: ours(remembered)), results=Lazy(lambda: ours(known)),
+            step=held.steps, iteration=at.iteration - 1, node=at.node, locale=held.locale, permissions=held.permissions,
+            tools=self._agent.spec.tools, policy=at.policy,
+        )  # fmt: skip
+
+    def result(self, at: Position) -> StepResult:
+        """The result of the step that a callback is to handle."""
+        if at.kind == "reason":
+            return answered(at, Action.model_validate_json(json.dumps(self._whole(at, at.action))))
+        value, ok, failures = at.tools_result()
+        if at.results_by_label:
+            expanded: Json = {label: self._whole(at, one) for label, one in value.items()}
+        else:
+            expanded = self._whole(at, value)
+        return StepResult(at.step_id, at.node, ok=ok, answered=False, value=expanded, failures=failures)
+
+    def kept(self, at: Position, action: Action) -> dict[str, Json]:
+        """What the reason step keeps. Calls hold their own arguments: nothing runs from what is kept of those."""
+        said: Json = action.model_dump(mode="json")
+        if action.slots:
+            return {"action": self.aside(at, self._parts.redact(said), "an action")}
+        answer = self.aside(at, {"answer": action.answer}, "an answer")
+        return {"action": self.aside(at, said, "an action"), "output": answer}
+
+    def chosen(self, at: Position, action: Action) -> dict[str, Json]:
+        """The body of REASONER_ACTION."""
+        said = action.model_dump(mode="json", exclude_none=True, exclude={"candidates", "propensity", "policy_version"})
+        redacted: Json = self._parts.redact(said)
+        return {
+            "action": self.aside(at, redacted, "an action"), "candidates": list(action.candidates),
+            "propensity": action.propensity, "policy_version": action.policy_version,
+        }  # fmt: skip
+
+    def resolved(self, at: Position, plan: Dispatch) -> Dispatch:
+        """The dispatch with the big arguments of its calls put aside."""
+        calls = (replace(one, args=self.aside(at, one.args, "the arguments of a call")) for one in plan.calls)
+        return replace(plan, calls=tuple(calls))
+
+    def remembered(self, at: Position, writes: Sequence[MemoryWrite]) -> list[MemoryWrite]:
+        """The writes with their big values put aside."""
+        return [replace(one, value=self.aside(at, one.value, f"memory {one.key}")) for one in writes]
+
+    def aside(self, at: Position, value: Json, what: str) -> Json:
+        return self._parts.blobs.shrink(at.held.tenant_id, value, what=what)
+
+    def _whole(self, at: Position, value: Json) -> Json:
+        return self._parts.blobs.expand(at.held.tenant_id, value)
+
+
+def answered(at: Position, action: Action) -> StepResult:
+    """The reasoner's answer as the result of its step."""
+    return StepResult(at.step_id, at.node, ok=True, answered=True, value=action.answer)
