@@ -131,20 +131,25 @@ class Channel(virtual.Channel):  # type: ignore[misc]
     def basic_consume(self, queue: str, *args: Any, **kwargs: Any) -> Any:
         answer = super().basic_consume(queue, *args, **kwargs)
         self.rung.add(queue)
-        self.connection.poke()
+        self._poke()
         return answer
 
     def basic_ack(self, delivery_tag: str, multiple: bool = False) -> None:
         super().basic_ack(delivery_tag, multiple)
-        self.connection.poke()  # one more may come
+        self._poke()  # one more may come
 
     def basic_reject(self, delivery_tag: str, requeue: bool = False) -> None:
         super().basic_reject(delivery_tag, requeue)
-        self.connection.poke()
+        self._poke()
 
     def basic_qos(self, prefetch_size: int = 0, prefetch_count: int = 0, apply_global: bool = False) -> None:
         super().basic_qos(prefetch_size, prefetch_count, apply_global)
-        self.connection.poke()
+        self._poke()
+
+    def _poke(self) -> None:
+        transport = self.connection
+        if transport is not None:  # a message may outlive its channel, which a lost connection has closed
+            transport.poke()
 
     def close(self) -> None:
         # a lost connection cannot take back what was prefetched; the rescuer rings for it

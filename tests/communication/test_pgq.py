@@ -177,3 +177,17 @@ def test_broker_url_carries_the_socket_and_shows_no_password() -> None:
     assert psycopg.conninfo.conninfo_to_dict(pgq.database_url(connection.hostname)) == {
         "user": "ada", "password": "sec,ret", "dbname": "mesh", "host": "/tmp/a dir/sock"}  # fmt: skip
     assert "ret" not in connection.as_uri()
+
+
+def test_a_message_that_outlives_its_channel_is_acknowledged_in_peace(site: Site) -> None:
+    pgq.register()
+    with Connection(site.url) as connection:
+        queue, got = Queue(site.queue("outlived"), channel=connection), []
+        queue.declare()
+        connection.Producer().publish({}, routing_key=queue.name)
+        with connection.Consumer(queue, callbacks=[lambda _, message: got.append(message)]) as consumer:
+            connection.drain_events(timeout=5)
+            consumer.channel.close()  # as a lost connection does, while a thread still works
+        [message] = got
+        message.ack()
+        message.channel.basic_reject(message.delivery_tag)
