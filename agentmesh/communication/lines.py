@@ -76,7 +76,7 @@ class Chord:
         }  # fmt: skip
 
 
-def headers_of(ring: Ring, origin: str, chord: Chord | None) -> dict[str, Any]:
+def headers_of(ring: Ring, origin: str, chord: Chord | None = None) -> dict[str, Any]:
     group, index = (None, None) if chord is None else (chord.group, chord.index[ring.id])
     return {
         "lang": "py", "task": ring.task, "id": ring.task_id, "shadow": None, "eta": None, "expires": None,

@@ -78,6 +78,7 @@ class Bench(meshes.Story):
         self.links: dict[str, Proxy] = {}
         self.servers: list[Any] = []
         self.settled = False
+        self.shares = True  # a broker that is not its own
         self.reached = home / "reached"
         self.reached.mkdir()
         self.reached.chmod(0o777)

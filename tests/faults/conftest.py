@@ -110,7 +110,7 @@ def own_broker(home: Path) -> Iterator[Callable[[str], Any]]:
 
 @pytest.fixture
 def make_bench(
-    request: pytest.FixtureRequest, home: Path, ledger_server: OwnPostgres
+    request: pytest.FixtureRequest, home: Path, ledger_server: OwnPostgres, own_postgres: Any, own_broker: Any
 ) -> Iterator[Callable[..., Bench]]:
     """make_bench(kind, server=, broker=, links=): a mesh on `server` (one nobody ends, if none is given) and `broker`
     (the machine's); workers reach what `links` names ("postgres", "broker") through proxies."""
@@ -126,6 +126,7 @@ def make_bench(
             name = {"redis": "AGENTMESH_TEST_REDIS_URL", "amqp": "AGENTMESH_TEST_AMQP_URL"}[kind]
             broker_url = broker.url if broker is not None else testing.need(name)
         bench = Bench(kind, home, url, broker_url, ledger_url=ledger)
+        bench.shares = broker is None
         made.append((bench, databases))
         bench.servers += [one for one in (server,) if one is not None]
         _link(bench, where, broker, links)
@@ -149,7 +150,8 @@ def _end(bench: Bench, *, tell: bool) -> None:
     bench.close()
     for process in bench.processes if tell else ():
         print(f"--- {process.name} (pid {process.pid})\n{process.text()[-6000:]}")  # noqa: T201 - for the report
-    bench.clean()
+    if bench.shares:
+        bench.clean()
 
 
 def _link(bench: Bench, server: OwnPostgres, broker: Any, links: tuple[str, ...]) -> None:

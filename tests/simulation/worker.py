@@ -32,7 +32,7 @@ class Ids:
 
 
 class SimWorker:
-    """A worker whose clock runs at `rate` and `offset_s` beside the simulation's. `kind` as for `agentmesh worker`."""
+    """A worker whose clock runs at `rate` and `offset_s` beside the simulation's. `kind` as for `agentmesh worker`, or alone."""
 
     def __init__(
         self,
@@ -66,4 +66,6 @@ class SimWorker:
         self.offset_s, self.rate = self.offset_s + (self.rate - 1) * self._clock(), 1.0
 
     def serves(self, ring: Ring) -> bool:
+        if self.kind == "alone":
+            return False
         return self.kind == "all" or (self.kind == "agents") == ring.queue.startswith("agent")

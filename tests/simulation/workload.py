@@ -18,7 +18,7 @@ from agentmesh.records import Backoff
 
 AGENTS = {"alpha": "sequential", "beta": "parallel"}
 LEAVES = ("work", "work", "keyed", "once", "booked", "narrow")
-TIMEOUT_S = 8.0
+TIMEOUT_S = 4.0
 SOON = Backoff(base_s=1.0, cap_s=4.0)
 
 
@@ -60,15 +60,15 @@ def _job(chance: Random, number: int) -> Job:
     do = [_action(chance) for _ in range(rounds)]
     then: list[dict[str, Any] | None] = [_ruling(chance, last=at == rounds) for at in range(rounds + 1)]
     policy: dict[str, Any] = {
-        "backoff": {"base_s": 1.0, "cap_s": 4.0}, "callbacks": ["rule"], "reasoner_timeout_s": 6.0, "callback_timeout_s": 5.0,
+        "backoff": {"base_s": 1.0, "cap_s": 4.0}, "callbacks": ["rule"], "reasoner_timeout_s": 3.0, "callback_timeout_s": 3.0,
         "trigger_next_action": True, "on_fail": chance.choice(("callback", "callback", "fail")),
         "on_callback_fail": chance.choice(("fail", "finish")),
     }  # fmt: skip
     payload = {"do": do, "then": then}
     if chance.random() < 0.3:
         payload["moody"] = {"reasoner": chance.randint(0, 2), "callback": chance.randint(0, 2)}
-    if chance.random() < 0.15:
-        payload["thinks_s"] = chance.choice((0.5, 4.0, 9.0))
+    if chance.random() < 0.2:
+        payload["thinks_s"] = chance.choice((0.5, 3.0, 6.5))
     keyed = chance.random() < 0.4
     return Job(
         number, chance.choice(sorted(AGENTS)), f"c-{chance.randint(1, 2)}", payload, policy, at=chance.uniform(0, 4),
@@ -94,9 +94,10 @@ def _action(chance: Random) -> dict[str, Any]:
 
 
 def _use(chance: Random, label: str, *, inline: bool) -> dict[str, Any]:
+    slow, late = f"{chance.uniform(0.5, 3):.1f}", f"{chance.uniform(TIMEOUT_S, 2 * TIMEOUT_S):.1f}"
     script = chance.choices(
-        (["ok"], ["fail", "ok"], ["fail", "fail", "fail"], ["wrong"], ["slow"], ["late", "ok"], ["twice"]),
-        (10, 3, 1, 1, 3, 1, 2),
+        (["ok"], ["fail", "ok"], ["fail", "fail", "fail"], ["wrong"], [slow], [late, "ok"], [late, slow], ["asks"]),
+        (20, 6, 2, 2, 6, 2, 4, 2),
     )[0]
     return {"tool": "quick" if inline else chance.choice(LEAVES), "as": label, "args": {"script": script}}
 
@@ -157,11 +158,9 @@ class Scripted:
                 (str(ctx.trace_id), ctx.idempotency_key, ctx.attempt, ctx.epoch),
             )
         match mood:
-            case "slow":
-                self._pause(2.0)
-            case "late":
-                self._pause(TIMEOUT_S + 3)
-            case "twice":
+            case "ok":
+                pass
+            case "asks":
                 self._pause(0.5)
                 if not ctx.still_mine():
                     raise RuntimeError("nobody waits for this")
@@ -169,6 +168,8 @@ class Scripted:
                 raise RuntimeError("told to fail")
             case "wrong":
                 raise Permanent("told to fail for good")
+            case seconds:
+                self._pause(float(seconds))
         self._ran("left", ctx)
         return {"by": ctx.idempotency_key[:6], "attempt": ctx.attempt}
 

@@ -20,12 +20,15 @@ import psycopg
 
 from agentmesh import records, testing
 from agentmesh.communication.doorbell import Doorbell
-from agentmesh.coordination import process
+from agentmesh.coordination import process, rescuer
 from agentmesh.coordination.notes import Notes
 from agentmesh.errors import OutcomeUnknown
+from agentmesh.execution import router
 from agentmesh.execution.failures import AWAY
 from agentmesh.infrastructure import faults
-from agentmesh.state import dispatch
+from agentmesh.records import Ring
+from agentmesh.state import dispatch, leases
+from agentmesh.state.blobs import BlobStore
 from agentmesh.wiring import Mesh
 from tests.simulation import history
 from tests.simulation.base import Base
@@ -50,6 +53,7 @@ class World:
         seed = plan.seed
         self.outcome = Outcome(self.plan)
         self.chance, self.luck = Random(f"{seed}/schedule"), Luck(self.plan, self.outcome, self.stage, self.say)
+        self.inline_bytes = self.chance.choice((100, 65_536, 65_536, 65_536))
         self.stick = self.chance.choice((0.0, 0.3, 0.6, 0.9))
         self.now, self.jumped = 0.0, 0.0
         self.broker = SimBroker(lambda: self.now, self.luck)
@@ -109,7 +113,8 @@ class World:
                 worker.heart._register()
             except Exception:
                 worker.alive = False
-                self.replacements.append(self.now + 1)
+                if kind != "alone":
+                    self.replacements.append(self.now + 1)
                 raise
             worker.ready = True
 
@@ -118,15 +123,36 @@ class World:
 
     def mesh(self) -> Mesh:
         """A process's parts, on the shared database, broker and script."""
+        with self.stage.quietly():
+            return self._mesh()
+
+    def _mesh(self) -> Mesh:
         mesh = Mesh(
             self.base.settings, tools=self.script.tools, agents=self.script.agents, notes=Notes(), root=self.base.root
         )
         mesh.__dict__["db"] = self.base.db
         mesh.__dict__["doorbell"] = Doorbell(self.broker, self.base.db)  # type: ignore[arg-type]
         mesh.__dict__["key_table"] = self.base.key_table
+        mesh.__dict__["blobs"] = BlobStore(self.base.db, inline_bytes=self.inline_bytes)
         mesh.client._agents = {mesh.tenant: (math.inf, dispatch.agents(self.base.db, mesh.tenant))}  # for ever fresh
         mesh.__dict__["parts"] = replace(mesh.parts, pool=Pool(self.stage, lambda: self.now))  # type: ignore[arg-type]
+        mesh.__dict__["_alone"] = self.alone
         return mesh
+
+    def alone(self, ring: Ring) -> bool:
+        """What took a worker with it before is worked by a process of its own; whether that survived."""
+        lone = self.hire("alone")
+        lone.mesh.__dict__["_alone"] = None
+
+        def work() -> None:
+            self.stage.wait_until(lambda: lone.ready, "registering")
+            lone.mesh.doorbell.ring(lone.mesh.controller.run_once(ring))
+            leases.leave(self.base.db, lone.mesh.notes.worker_id)
+            lone.alive = False
+
+        task = self.spawn(f"{ring.kind}:{str(ring.id)[-4:]}.{ring.epoch}", lone, work)
+        self.stage.wait_until(lambda: task.done or not lone.alive, "worked alone")
+        return task.done and task.error is None
 
     def spawn(self, name: str, owner: Any, run: Any) -> Task:
         return self.stage.spawn(name, owner, run)
@@ -142,7 +168,12 @@ class World:
 
     def run(self) -> Outcome:
         random.seed(self.plan.seed)
-        was, records._ids = records._ids, Ids(self.plan.seed, self.whose_clock)  # type: ignore[assignment]
+        was = records._ids, router.GROUP, rescuer.BATCH
+        records._ids = Ids(self.plan.seed, self.whose_clock)  # type: ignore[assignment]
+        router.GROUP, rescuer.BATCH = (
+            self.chance.choice((2, 3, router.GROUP)),
+            self.chance.choice((1, 3, rescuer.BATCH)),
+        )
         try:
             self._prepare()
             self._play(until=self.plan.steps)
@@ -154,7 +185,7 @@ class World:
         finally:
             self._drop_all()
             faults.disarm()
-            records._ids = was
+            records._ids, router.GROUP, rescuer.BATCH = was
         self.outcome.digest = self.hash.hexdigest()[:12]
         return self.outcome
 
@@ -254,7 +285,8 @@ class World:
                 f"UPDATE mesh.workers SET host = '{process.host()}', pid_started = pid_started + 1"
                 f" WHERE host = '{worker.host}'"
             )
-        self.replacements.append(self.now + self.luck.chance.choice((0.5, 5.0, 20.0)))
+        if worker.kind != "alone":
+            self.replacements.append(self.now + self.luck.chance.choice((0.5, 5.0, 20.0)))
 
     def freeze(self, worker: SimWorker, seconds: float) -> None:
         """It is stopped; a transaction that it has open is ended by the server, a commit under way goes through."""
@@ -297,7 +329,7 @@ class World:
         for worker in awake:
             if worker.next_beat <= self.now and (worker, "beat") not in busy:
                 found.append(lambda worker=worker: self._beat(worker))
-            if worker.next_look <= self.now and (worker, "look") not in busy:
+            if worker.kind != "alone" and worker.next_look <= self.now and (worker, "look") not in busy:
                 found.append(lambda worker=worker: self._look(worker))
         free = [one for one in awake if self.delivering[one.name] < SLOTS]
         for message in self.broker.due():
