@@ -2,9 +2,10 @@
 
 import pytest
 
-from agentmesh.errors import UnknownTrace
+from agentmesh.errors import NotRetryable, UnknownTrace
 from agentmesh.records import new_id
 from agentmesh.state import steering
+from agentmesh.state.calls import TaskManager
 from agentmesh.state.retry import retry
 from agentmesh.testing import broken, race
 
@@ -179,7 +180,6 @@ def test_f27_pause_and_cancel_at_the_trace_s_lock_leave_it_cancelled(lab):
 
 
 def test_a_cancelled_trace_is_not_retried(lab):
-    from agentmesh.errors import NotRetryable
 
     trace = lab.open("work")
     cancel(lab, trace)
@@ -224,3 +224,91 @@ def test_a_child_lives_on_when_its_parent_alone_is_cancelled(lab):
     cancel(lab, trace)
     lab.drain()
     assert lab.trace(child)["status"] == "done"
+
+
+def test_a_running_tool_is_told_that_it_was_cancelled(lab):
+    trace = lab.open("work")
+    [call] = lab.calls(trace)
+    claimed = lab.claim(call)
+    tasks = TaskManager(lab.mesh.db)
+    assert tasks.still_mine(claimed)
+    cancel(lab, trace)
+    assert not tasks.still_mine(claimed)
+
+
+# --- two orders at once: one of the two serial orders, never a third
+
+
+def told(order):
+    """The order as an actor: what it was told counts, a refusal too."""
+
+    def act(lab, trace, _ring):
+        try:
+            return order(lab.mesh.db, tenant="default", trace_id=trace.id, by="ada")
+        except NotRetryable:
+            return None
+
+    return act
+
+
+ACTORS = {
+    "pause": told(steering.pause),
+    "resume": told(steering.resume),
+    "cancel": told(steering.cancel),
+    "retry": told(retry),
+    "finish": lambda lab, _trace, ring: lab.mesh.controller.run_once(ring),
+}
+PAIRS = [(a, b) for n, a in enumerate(ACTORS) for b in list(ACTORS)[n:]]
+
+
+def joined(lab, *, paused=False, fails=False):
+    """A trace whose only call has ended, and the ring by which its holder goes on."""
+    trace = lab.open("boom" if fails else "work")
+    lab.bells.waiting.clear()
+    settled = lab.settle(lab.claim(lab.calls(trace)[0]), "failed" if fails else "won", result=1)
+    if paused:
+        pause(lab, trace)
+        lab.bells.waiting.clear()
+    return trace, settled.rings[-1]
+
+
+def ended(lab, *, fails):
+    trace, ring = joined(lab, fails=fails)
+    lab.mesh.controller.run_once(ring)
+    return trace, ring
+
+
+STATES = {
+    "joined": joined,
+    "paused": lambda lab: joined(lab, paused=True),
+    "failed": lambda lab: ended(lab, fails=True),
+    "done": lambda lab: ended(lab, fails=False),
+}
+
+
+def seen(lab, trace):
+    row = lab.trace(trace)
+    steps = [(one["kind"], one["status"]) for one in lab.steps(trace)]
+    return (
+        row["status"],
+        row["paused_at"] is not None,
+        steps,
+        [one["status"] for one in lab.calls(trace)],
+        lab.events(trace),
+    )
+
+
+@pytest.mark.parametrize("state", STATES)
+@pytest.mark.parametrize("pair", PAIRS, ids="-".join)
+def test_f27_two_orders_at_once_come_to_one_of_the_two_serial_orders(lab, state, pair):
+    serial = []
+    for order in (pair, pair[::-1]):
+        trace, ring = STATES[state](lab)
+        for name in order:
+            ACTORS[name](lab, trace, ring)
+        serial.append(seen(lab, trace))
+    trace, ring = STATES[state](lab)
+    answers = race(*[lambda name=name: ACTORS[name](lab, trace, ring) for name in pair])
+    assert [one for one in answers if isinstance(one, BaseException)] == []
+    assert seen(lab, trace) in serial
+    assert broken(lab.url) == {}
