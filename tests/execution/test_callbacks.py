@@ -3,7 +3,11 @@
 import pytest
 
 from agentmesh import Verdict
+from agentmesh.errors import Permanent
 from agentmesh.execution.callbacks import HANDLERS, register_callback
+from agentmesh.infrastructure import faults
+from agentmesh.state import rescue
+from agentmesh.testing import broken
 
 AT_ONCE = {"base_s": 0, "cap_s": 0}
 
@@ -165,3 +169,60 @@ def test_a_loop_without_end_stops_at_max_steps(lab):
     trace = run(lab, *[{"answer": 1}] * 50, policy={"callbacks": ["again"], "max_steps": 5})
     assert error(lab, trace) == "E_STEP_LIMIT"
     assert len(lab.steps(trace)) == 5
+
+
+def exits():
+    raise SystemExit(3)
+
+
+def breaks():
+    raise ValueError("not now")
+
+
+def forbids():
+    raise Permanent("never")
+
+
+@pytest.mark.parametrize(("breaking", "tries"), [(breaks, 2), (exits, 2), (forbids, 1)])
+@pytest.mark.parametrize("then", ["fail", "finish"])
+def test_f25_what_a_callback_wanted_written_is_rolled_back_with_it(lab, breaking, tries, then):
+    runs = []
+    register_callback("notes")(lambda result, session: {"memory": [{"key": "seen", "value": result}]})
+    register_callback("breaks")(lambda result, session: runs.append(1) or breaking())
+    policy = {
+        "callbacks": ["notes", "breaks"], "callback_attempts": 2, "backoff": AT_ONCE, "on_callback_fail": then,
+    }  # fmt: skip
+    trace = run(lab, {"tools": ["work"]}, policy=policy)
+    assert lab.trace(trace)["status"] == {"fail": "failed", "finish": "done"}[then]
+    assert len(runs) == tries
+    assert lab.rows("SELECT key FROM mesh.memory") == []
+    assert lab.rows("SELECT name FROM mesh.effects") == []
+    assert lab.outcomes(trace) == ["won"]  # its step was not run again
+    assert broken(lab.url) == {}
+
+
+def test_f25_a_callback_over_its_time_starts_again_and_writes_once(lab):
+    register_callback("notes")(lambda result, session: {"memory": [{"key": "seen", "value": result}]})
+    trace = lab.start({"answer": 1}, policy={"callbacks": ["notes"]})
+    faults.arm("callback.before", die)
+    with pytest.raises(Died):
+        lab.drain()
+    faults.disarm()
+    lab.shift(1000)
+    [late] = [row for row in rescue.overdue(lab.mesh.db, batch=10) if row["kind"] == "trace"]
+    lab.bells.ring(rescue.give_back(lab.mesh.db, late, "timeout"))
+    lab.drain()
+    assert lab.trace(trace)["status"] == "done"
+    assert lab.outcomes(trace, "callback") == ["timeout", "won"]
+    assert [(row["key"], row["version"]) for row in lab.rows("SELECT key, version FROM mesh.memory ORDER BY key")] == [
+        ("result:reason", 1), ("seen", 1),
+    ]  # fmt: skip
+    assert broken(lab.url) == {}
+
+
+class Died(BaseException):
+    """The process is gone in the middle of a handler."""
+
+
+def die():
+    raise Died
