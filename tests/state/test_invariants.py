@@ -9,7 +9,8 @@ import psycopg
 import pytest
 
 from agentmesh.records import new_id
-from agentmesh.state.invariants import broken, checks
+from agentmesh.state import invariants
+from agentmesh.state.invariants import broken, checks, copy
 
 
 @pytest.fixture
@@ -108,7 +109,8 @@ CORRUPTIONS = [
 ]  # fmt: skip
 
 
-def test_every_corruption_is_caught_by_the_check_it_is_for(honest):
+@pytest.mark.parametrize("copied", [False, True], ids=["the views", "copies"])
+def test_every_corruption_is_caught_by_the_check_it_is_for(honest, copied):
     """In one transaction each, rolled back: making an honest database takes longer than spoiling it."""
     missed = []
     queries = {one.number: one.query.replace(":slack", "interval '30 s'") for one in checks()}
@@ -118,11 +120,25 @@ def test_every_corruption_is_caught_by_the_check_it_is_for(honest):
             for one in sql.split("; "):
                 assert connection.execute(one).rowcount != 0, what
             connection.execute("SET LOCAL search_path = inv")
+            if copied:
+                copy(connection)
             if not connection.execute(queries[number]).fetchall():
                 missed.append((number, what))
             connection.rollback()
     assert missed == []
     assert {number for number, _, _ in CORRUPTIONS} >= {f"I{n}" for n in range(1, 13)}
+
+
+def test_a_large_database_is_checked_on_copies(honest, monkeypatch):
+    monkeypatch.setattr(invariants, "SMALL", 3)
+    assert broken(honest.url) == {}
+    honest.rows(f"DELETE FROM mesh.envelopes WHERE trace_id = {TRACE}")
+    assert list(broken(honest.url)) == ["I1"]
+    honest.rows(f"DELETE FROM mesh.traces WHERE id = {TRACE}")  # the lab checks again when it ends
+    honest.rows("DELETE FROM mesh.events; DELETE FROM mesh.steps; DELETE FROM mesh.calls; DELETE FROM mesh.attempts")
+    honest.rows(
+        "DELETE FROM mesh.traces; DELETE FROM mesh.envelopes; DELETE FROM mesh.effects; DELETE FROM mesh.memory"
+    )
 
 
 # --- tenants
