@@ -1,8 +1,9 @@
-"""`python -m tests.simulation`: plays schedules, and makes those that fail small. See docs/simulation.md."""
+"""`python -m tests.simulation`: plays schedules, and makes those that fail small. See README.md here."""
 
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 import time
 from collections import Counter
@@ -16,6 +17,7 @@ from tests.simulation.play import Players, players
 
 TELL_S = 5.0
 SHOWN = 120
+DULL = re.compile(r"/beat |/look (?!rescue\.after)")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -37,6 +39,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--processes", type=int, help="how many at once (default: one a core)")
     parser.add_argument("--twice", action="store_true", help="play each twice; their histories must be the same")
     parser.add_argument("--keep-going", action="store_true", help="do not stop at the first that fails")
+    parser.add_argument("--whole", action="store_true", help="do not make what fails smaller")
+    parser.add_argument("--tries", type=int, default=150, help="how many smaller ones to play (default 150)")
     one = parser.add_argument_group("one schedule, as a failing one prints it")
     one.add_argument("--seed", type=int)
     one.add_argument("--steps", type=int, default=None, help="how long faults happen")
@@ -44,7 +48,6 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument("--only", type=_numbers, help="only these of its intents: 0,2")
     one.add_argument("--faults", type=_numbers, help="only these of its faults: 1,7, or none")
     one.add_argument("--kinds", type=_kinds, help=f"only these kinds of faults: {','.join(KINDS)}, or none")
-    one.add_argument("--whole", action="store_true", help="do not make it smaller")
     one.add_argument("-v", "--verbose", action="store_true", help="show every turn")
     return parser
 
@@ -82,7 +85,7 @@ def _one(pool: Players, args: argparse.Namespace) -> int:
     if outcome.broken:
         _show(outcome)
         if not args.whole:
-            _shrink(pool, outcome)
+            _shrink(pool, outcome, args.tries)
     return int(bool(outcome.broken))
 
 
@@ -109,8 +112,8 @@ def _many(pool: Players, args: argparse.Namespace) -> int:
     say(f"{played} schedules in {seconds:.0f} s, {played / seconds:.1f}/s, {len(failed)} failed")
     say("faults: " + ", ".join(f"{name} {times}" for name, times in sorted(faults.items())))
     say("points: " + ", ".join(f"{name} {times}" for name, times in sorted(reached.items())))
-    if failed:
-        _shrink(pool, failed[0])
+    if failed and not args.whole:
+        _shrink(pool, failed[0], args.tries)
     return int(bool(failed))
 
 
@@ -132,10 +135,10 @@ def _show(outcome: Outcome) -> None:
     say(f"  replay: {outcome.plan.command()}")
 
 
-def _shrink(pool: Players, failed: Outcome) -> None:
+def _shrink(pool: Players, failed: Outcome, tries: int) -> None:
     say("making it smaller …")
-    small = pool.shrunk(failed)
-    say(*small.lines[-SHOWN:])
+    small = pool.shrunk(failed, tries)
+    say(*[line for line in small.lines if not DULL.search(line)][-SHOWN:])
     _show(small)
 
 

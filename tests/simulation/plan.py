@@ -7,9 +7,10 @@ from dataclasses import dataclass, field, replace
 from random import Random
 
 KINDS = (
-    "lose", "double", "delay", "refuse", "wipe", "cut", "held", "kill", "freeze", "jump", "skew", "kill_producer",
+    "lose", "double", "delay", "refuse", "wipe", "cut", "held", "kill", "freeze", "jump", "skew", "kill_producer", "thaw",
 )  # fmt: skip
-"""Every kind of fault there is; `held` is a commit that takes its time, `cut` a connection that breaks."""
+"""Every kind of fault there is; `held` is a commit that takes its time, `cut` a connection that breaks,
+`thaw` somebody who comes back just when he is being rescued."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,12 +42,13 @@ class Plan:
         )
 
     def command(self) -> str:
-        said = [f"--seed {self.seed}"]
-        said += [f"--steps {self.steps}"] if self.steps is not None else []
-        said += [f"--workers {self.workers}"] if self.workers else []
-        for name in ("only", "faults", "kinds"):
+        """What plays it again; what the seed says anyway is left out."""
+        seeds, said = Plan(self.seed).filled(), [f"--seed {self.seed}"]
+        for name in ("steps", "workers", "kinds", "only", "faults"):
             value = getattr(self, name)
-            said += [] if value is None else [f"--{name} {','.join(map(str, value)) or 'none'}"]
+            if value is None or value == getattr(seeds, name):
+                continue
+            said.append(f"--{name} {','.join(map(str, value)) or 'none' if isinstance(value, tuple) else value}")
         return f"python -m tests.simulation {' '.join(said)}"
 
 

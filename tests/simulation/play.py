@@ -54,8 +54,8 @@ class Players:
         while going:
             yield going.popleft().result()
 
-    def shrunk(self, failed: Outcome) -> Outcome:
-        return self._pool.submit(_shrink, failed).result()
+    def shrunk(self, failed: Outcome, tries: int) -> Outcome:
+        return self._pool.submit(_shrink, failed, tries).result()
 
 
 def _open(urls: Any) -> None:
@@ -80,5 +80,5 @@ def _play(plan: Plan) -> Outcome:
     return outcome
 
 
-def _shrink(failed: Outcome) -> Outcome:
-    return shrink(play, failed)
+def _shrink(failed: Outcome, tries: int) -> Outcome:
+    return shrink(play, failed, tries=tries)

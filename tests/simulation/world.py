@@ -36,7 +36,7 @@ from tests.simulation.broker import Message, SimBroker
 from tests.simulation.history import History, Ran, Submitted
 from tests.simulation.luck import Luck
 from tests.simulation.plan import Outcome, Plan
-from tests.simulation.stage import Pool, Task
+from tests.simulation.stage import Killed, Pool, Task
 from tests.simulation.worker import PACE, Ids, SimWorker
 from tests.simulation.workload import Job, jobs
 
@@ -145,14 +145,16 @@ class World:
         lone.mesh.__dict__["_alone"] = None
 
         def work() -> None:
-            self.stage.wait_until(lambda: lone.ready, "registering")
+            self.stage.wait_until(lambda: lone.ready or not lone.alive, "registering")
+            if not lone.ready:
+                raise Killed
             lone.mesh.doorbell.ring(lone.mesh.controller.run_once(ring))
             leases.leave(self.base.db, lone.mesh.notes.worker_id)
             lone.alive = False
 
         task = self.spawn(f"{ring.kind}:{str(ring.id)[-4:]}.{ring.epoch}", lone, work)
         self.stage.wait_until(lambda: task.done or not lone.alive, "worked alone")
-        return task.done and task.error is None
+        return task.done and lone.ready and task.error is None
 
     def spawn(self, name: str, owner: Any, run: Any) -> Task:
         return self.stage.spawn(name, owner, run)
@@ -205,6 +207,9 @@ class World:
 
     def _point(self, name: str) -> None:
         self.outcome.reached[name] += 1
+        frozen = [one for one in self.workers if one.alive and one.frozen_until > self.now]
+        if name == "rescue.after_select" and frozen and self.luck.happens("thaw", 0.5):
+            self.luck.chance.choice(frozen).frozen_until = self.now
         self.stage.step(name)
 
     def _play(self, *, until: int | None) -> bool:
