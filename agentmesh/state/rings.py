@@ -43,10 +43,11 @@ SELECT queue, sum(n)::int AS n FROM (
     AND queue = ANY(%(queues)s) GROUP BY queue) x GROUP BY queue
 """
 
+# Only a row that was rung once tells: one that was rung again is claimed through its first message, too.
 OVERTAKEN = """
 SELECT queue, priority, max(rung_at) AS newest FROM (
-  SELECT queue, priority, rung_at FROM mesh.traces WHERE worker_id IS NOT NULL AND queue = ANY(%(queues)s)
-  UNION ALL SELECT queue, priority, rung_at FROM mesh.calls WHERE worker_id IS NOT NULL AND queue = ANY(%(queues)s)) x
+  SELECT queue, priority, rung_at FROM mesh.traces WHERE worker_id IS NOT NULL AND rings = 0 AND queue = ANY(%(queues)s)
+  UNION ALL SELECT queue, priority, rung_at FROM mesh.calls WHERE worker_id IS NOT NULL AND rings = 0 AND queue = ANY(%(queues)s)) x
  GROUP BY queue, priority
 """
 
@@ -77,8 +78,9 @@ def overtaken(db: Database, queues: Sequence[str]) -> dict[tuple[str, int], Row]
 
 
 def mark(db: Database, rings: Iterable[Ring]) -> None:
-    """Note another ring of these rows, if they are still what the ring says."""
-    _each(db, rings, "rung_at = mesh.mesh_now(), rings = rings + 1")
+    """Note a ring of these rows, if they are still what the ring says; `rings` counts those after the first."""
+    again = "t.rung_at IS NOT NULL AND (t.wake_at IS NULL OR t.rung_at >= t.wake_at)"
+    _each(db, rings, f"rung_at = mesh.mesh_now(), rings = t.rings + ({again})::int")
 
 
 def reset(db: Database, rings: Iterable[Ring]) -> None:

@@ -102,6 +102,24 @@ def test_what_was_overtaken_is_seen_by_queue_and_priority(lab):
     assert set(rings.overtaken(lab.mesh.db, ["agent.puppet"])) == {("agent.puppet", 5)}
 
 
+def test_f23_a_row_that_was_rung_again_overtakes_nobody(lab):
+    trace = lab.start()
+    [ring] = lab.bells.waiting
+    rings.mark(lab.mesh.db, [ring])
+    lab.rows("UPDATE mesh.traces SET worker_id = %(w)s WHERE id = %(id)s", w=lab.hand.worker_id, id=trace.id)
+    assert rings.overtaken(lab.mesh.db, ["agent.puppet"]) == {}
+
+
+def test_the_first_ring_of_a_timer_is_no_repetition(lab):
+    trace = lab.start(delay=30)
+    lab.shift(31)
+    rings.mark(lab.mesh.db, [_ring(row) for row in due(lab)])
+    assert lab.trace(trace)["rings"] == 0
+    lab.shift(60)
+    rings.mark(lab.mesh.db, [_ring(row) for row in due(lab)])
+    assert lab.trace(trace)["rings"] == 1
+
+
 def test_a_row_in_somebodys_hands_is_neither_waited_for_nor_marked(lab):
     first, second = lab.start(), lab.start()
     both = list(lab.bells.waiting)
