@@ -103,7 +103,7 @@ class Trace:
         )  # fmt: skip
 
     def _row(self) -> Row:
-        rows = self.db.once(
+        rows = self.db.read(
             "SELECT status, result, error FROM mesh.traces WHERE id = %(id)s AND tenant_id = %(tenant)s",
             {"id": self.id, "tenant": self.tenant_id},
         )
@@ -112,7 +112,7 @@ class Trace:
         return rows[0]
 
     def _events(self, after: int) -> list[Row]:
-        return self.db.once(
+        return self.db.read(
             "SELECT seq, name, at, step_id, call_id, body FROM mesh.events WHERE trace_id = %(id)s"
             " AND tenant_id = %(tenant)s AND seq > %(after)s ORDER BY seq",
             {"id": self.id, "tenant": self.tenant_id, "after": after},

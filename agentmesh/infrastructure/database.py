@@ -238,7 +238,10 @@ class Database:
 
     @contextlib.contextmanager
     def begin(self) -> Iterator[Tx]:
-        """One transaction: committed at the end of the block, rolled back when it raises."""
+        """One transaction: committed at the end of the block, rolled back when it raises.
+
+        psycopg.Rollback ends the block without an error, also where the connection is lost with the answer to ROLLBACK.
+        """
         with self.checkout() as tx, tx.connection.transaction():
             yield tx
 
@@ -246,6 +249,20 @@ class Database:
         """One statement in a transaction of its own."""
         with self.checkout() as tx:
             return tx.all(sql, params)
+
+    def read(self, sql: str, params: Mapping[str, Any] | None = None) -> list[Row]:
+        """`once` for a statement that may as well run twice: a held connection that had died costs one more try.
+
+        Raises DatabaseUnreachable.
+        """
+        try:
+            return self.once(sql, params)
+        except GONE:
+            pass
+        try:
+            return self.once(sql, params)
+        except GONE as exc:
+            raise unreachable(self.url, exc) from exc
 
     def alone(self, *, deadline_s: float) -> Database:
         """A second handle with one connection of its own (beats, leadership), never starved by the pool."""
@@ -274,16 +291,28 @@ def unreachable(url: str, exc: BaseException) -> DatabaseUnreachable:
     return DatabaseUnreachable(f"the database does not answer: {line}", value=sa.make_url(url).render_as_string())
 
 
+# the control file names the new timeline only after the checkpoint that follows a promotion
+TIMELINE = """CASE WHEN NOT pg_is_in_recovery()
+  THEN ('x' || substr(pg_walfile_name(pg_current_wal_insert_lsn()), 1, 8))::bit(32)::int END"""
+
+_timelines: dict[int, int] = {}  # the newest that this process has seen of each system
+
+
 def _assert_role(connection: Connection) -> None:
-    """Raise DatabaseNotMigrated unless this session is writable and has the limits migrate put on its role."""
+    """Raises DatabaseUnreachable for a standby, and for a server that a failover has replaced; DatabaseNotMigrated
+    unless this session has the limits migrate put on its role."""
     names: Sequence[str] = list(ROLE_SETTINGS)
     with connection.cursor() as cursor:
         columns = ", ".join(f"current_setting('{name}')" for name in names)
-        cursor.execute(f"SELECT pg_is_in_recovery(), {columns}")
+        cursor.execute(f"SELECT {TIMELINE}, (SELECT system_identifier FROM pg_control_system()), {columns}")  # noqa: S608
         row = cursor.fetchone()
-    if row is None or row[0]:
+    if row is None or row[0] is None:
         raise DatabaseUnreachable("this PostgreSQL is a standby and takes no writes", expected="the primary")
-    for name, seen in zip(names, row[1:], strict=True):
+    newest = _timelines[row[1]] = max(row[0], _timelines.get(row[1], 0))
+    if row[0] < newest:
+        raise DatabaseUnreachable("this PostgreSQL is on an older timeline: a failover has replaced it", value=row[0],
+                                  expected=f"timeline {newest}, which was seen before")  # fmt: skip
+    for name, seen in zip(names, row[2:], strict=True):
         if seen != ROLE_SETTINGS[name]:
             raise DatabaseNotMigrated(
                 f"the database role lacks our setting {name}", value=seen, expected=ROLE_SETTINGS[name]

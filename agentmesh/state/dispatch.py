@@ -209,7 +209,7 @@ def accept_within(connection: sa.Connection, traces: Sequence[NewTrace]) -> list
 
 def agents(db: Database, tenant_id: str) -> dict[str, Row]:
     """Every announced agent of the tenant by name: queue, intents (None: any), accepts, version."""
-    return {row["id"]: row for row in db.once(AGENT, {"tenant": tenant_id})}
+    return {row["id"]: row for row in db.read(AGENT, {"tenant": tenant_id})}
 
 
 def with_key(trace: NewTrace, key: str, digest: str) -> NewTrace:

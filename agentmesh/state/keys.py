@@ -24,7 +24,7 @@ class KeyTable:
         """The key with exactly this id; None when there is none."""
         at, row = self._seen.get(kid, (float("-inf"), None))
         if time.monotonic() - at > self._fresh_s:
-            found = self._db.once(f"SELECT {COLUMNS} FROM mesh.keys WHERE kid = %(kid)s", {"kid": kid})
+            found = self._db.read(f"SELECT {COLUMNS} FROM mesh.keys WHERE kid = %(kid)s", {"kid": kid})
             row = found[0] if found else None
             if len(self._seen) > 1000:
                 self._seen.clear()

@@ -3,6 +3,9 @@
 import psycopg
 import pytest
 
+from agentmesh.errors import DatabaseUnreachable
+from agentmesh.infrastructure import faults
+
 
 @pytest.fixture
 def rung(lab):
@@ -39,3 +42,29 @@ def test_f04_a_dispatch_that_fails_in_its_commit_rings_nothing(lab, rung):
         lab.rows("DROP TRIGGER late ON mesh.traces")
     assert rung == []
     assert lab.rows("SELECT 1 FROM mesh.traces") == []
+
+
+def drop_every_session(lab):
+    lab.rows(
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+        " WHERE datname = current_database() AND pid <> pg_backend_pid()"
+    )
+
+
+def test_f07_a_producer_whose_connections_died_meanwhile_notices_nothing(lab):
+    first = lab.start()
+    lab.mesh.client._agents.clear()
+    drop_every_session(lab)
+    second = lab.start()
+    drop_every_session(lab)
+    assert {first.status(), second.status()} == {"queued"}
+
+
+def test_f07_a_producer_whose_database_went_away_is_told_by_name(lab):
+    lab.start()
+    lab.mesh.client._agents.clear()
+    faults.arm("wire.before_send", faults.ACTIONS["drop"])
+    with pytest.raises(DatabaseUnreachable):
+        lab.start()
+    faults.disarm()
+    assert lab.start().status() == "queued"
