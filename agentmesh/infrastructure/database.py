@@ -242,7 +242,7 @@ class Database:
 
         psycopg.Rollback ends the block without an error, also where the connection is lost with the answer to ROLLBACK.
         """
-        with self.checkout() as tx, tx.connection.transaction():
+        with contextlib.suppress(psycopg.Rollback), self.checkout() as tx, tx.connection.transaction():
             yield tx
 
     def once(self, sql: str, params: Mapping[str, Any] | None = None) -> list[Row]:

@@ -2,6 +2,7 @@
 
 import json
 
+import psycopg
 import pytest
 
 from agentmesh.execution.tools import register_tool
@@ -20,6 +21,15 @@ from agentmesh.infrastructure.database import jsonb
 )
 def test_text_that_postgresql_cannot_hold_is_replaced_and_all_other_text_kept(said, kept):
     assert json.loads(jsonb({"said": said})) == {"said": kept}
+
+
+def test_a_rollback_whose_connection_is_lost_is_still_no_error(lab):
+    with lab.mesh.db.begin() as tx:
+        tx.all("UPDATE mesh.workers SET name = 'nobody'")
+        pid = tx.connection.info.backend_pid
+        lab.rows("SELECT pg_terminate_backend(%(pid)s, 5000)", pid=pid)
+        raise psycopg.Rollback
+    assert lab.rows("SELECT name FROM mesh.workers") == [{"name": "hand"}]
 
 
 @pytest.mark.parametrize("said", ["a NUL \x00", "half a pair \udc80"])
