@@ -78,7 +78,8 @@ class OwnPostgres(EmbeddedPostgres):
             "-X", "stream",
         )  # fmt: skip
         assert code == 0, said
-        made.configure(primary_conninfo=f"host={self.socket} user=postgres application_name=standby")
+        with (made.data / "postgresql.auto.conf").open("a") as conf:  # where -R has put it, above all else
+            conf.write(f"primary_conninfo = 'host={self.socket} user=postgres application_name=standby'\n")
         made.start()
         return made
 

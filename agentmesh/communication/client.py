@@ -172,7 +172,7 @@ class DirectClient:
         tenant = tenant or self._key.tenant
         agent, granted = self._admitted(intent, tenant, self._grants if grants is None else grants)
         payload = intent.payload
-        if len(jsontext.dumps(payload, what="the payload")) > INLINE_PAYLOAD_BYTES:
+        if len(jsontext.dumps(payload, what="the payload").encode()) > INLINE_PAYLOAD_BYTES:
             payload = self._blobs.put(tenant, payload, what="the payload")
         trace_id, jti = new_id(), new_id()
         envelope = Envelope(

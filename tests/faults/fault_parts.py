@@ -5,6 +5,7 @@ database outside the system under test, in a transaction of its own: how often s
 from __future__ import annotations
 
 import os
+import resource
 import threading
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,9 @@ from agentmesh.errors import Permanent
 HOME = Path(os.environ["STORY_HOME"])
 TAG = os.environ["STORY_TAG"]
 LEDGER = os.environ["FAULTS_LEDGER"]
+if "FAULTS_MEMORY_MIB" in os.environ:
+    limit = int(os.environ["FAULTS_MEMORY_MIB"]) << 20
+    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
 PARTS = 8
 TURNS = 3
 

@@ -10,7 +10,9 @@ import pytest
 from tests.faults.bench import Bench
 
 
-@pytest.mark.parametrize("kind", ["embedded", "redis", "amqp"])
+@pytest.mark.parametrize(
+    "kind", ["embedded", *(pytest.param(one, marks=pytest.mark.faults) for one in ("redis", "amqp"))]
+)
 def test_the_workload_ends_as_it_should_without_faults(make_bench: Any, kind: str, seed: int) -> None:
     bench: Bench = make_bench(kind)
     bench.workers(("agents", "threads"), ("tools", "threads"))

@@ -1,0 +1,135 @@
+"""F10, F11: the links of workers to PostgreSQL and to the broker are cut, or swallow what they carry."""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+from typing import Any
+
+import pytest
+
+from agentmesh.testing import until
+from tests.faults.bench import Bench
+from tests.faults.load import Load
+
+FAULTY = pytest.mark.faults
+DEADLINE_S = 10.0  # within which each side of a silent link gives it up by itself
+
+
+def linked(make_bench: Any, own_postgres: Any, own_broker: Any, kind: str) -> Bench:
+    """A mesh whose workers, and whose producer, reach everything through proxies."""
+    broker = None if kind == "embedded" else own_broker(kind)
+    links = ("postgres",) if broker is None else ("postgres", "broker")
+    bench: Bench = make_bench(kind, server=own_postgres(), broker=broker, links=links)
+    return bench
+
+
+@pytest.mark.parametrize("kind", ["redis", pytest.param("amqp", marks=FAULTY), pytest.param("embedded", marks=FAULTY)])
+def test_f10_links_cut_one_by_one_and_healed_at_random_lose_nothing(
+    make_bench: Any, own_postgres: Any, own_broker: Any, kind: str, chance: random.Random
+) -> None:
+    bench = linked(make_bench, own_postgres, own_broker, kind)
+    workers = bench.workers(("agents", "threads"), ("tools", "threads"))
+    with Load(bench, pause_s=0.1) as load:
+        for _ in range(2):
+            load.more(4)
+            swizzle = [chance.sample(list(bench.links.values()), len(bench.links)) for _ in range(2)]
+            for link in swizzle[0]:
+                link.cut()
+                threading.Event().wait(chance.uniform(0.1, 2))
+            for link in swizzle[1]:
+                link.pass_()
+                threading.Event().wait(chance.uniform(0.1, 1))
+    bench.settle(within=90)
+    load.check()
+    assert all(worker.running for worker in workers)
+
+
+@FAULTY
+@pytest.mark.parametrize("kind", ["redis", "amqp"])
+def test_f10_a_broker_that_stays_away_is_not_hammered(
+    make_bench: Any, own_postgres: Any, own_broker: Any, kind: str
+) -> None:
+    bench = linked(make_bench, own_postgres, own_broker, kind)
+    bench.worker("agents")
+    link = bench.links["broker"]
+    link.cut()
+    began = time.monotonic()
+    threading.Event().wait(10)
+    tried = [at for at in link.opened if at > began]
+    assert len(tried) <= 3 * 10  # the consumer's, and one a rescue look: about 2 a second
+    bench.heal()
+    assert bench.start("answer", 1).result(timeout=30) == {"n": 1}
+    bench.settle()
+
+
+@pytest.mark.parametrize(
+    ("kind", "mode"),
+    [pytest.param(kind, mode, marks=FAULTY) for kind in ("redis", "amqp", "embedded") for mode in ("hole", "one_way")],
+)  # fmt: skip
+def test_f11_a_holder_behind_a_silent_hole_loses_its_lease_and_its_late_commit(
+    make_bench: Any, own_postgres: Any, own_broker: Any, kind: str, mode: str
+) -> None:
+    bench = linked(make_bench, own_postgres, own_broker, kind)
+    through = bench.workers(("agents", "threads"), ("tools", "threads"))
+    direct = bench.database_url
+    trace = bench.given({"tool": "gated", "args": {"gate": "gate", "n": 3}})
+    bench.until_ran("gated")
+    silent = time.monotonic()
+    getattr(bench.links["postgres"], mode)()
+    bench.workers(("agents", "threads"), ("tools", "threads"), AGENTMESH_DATABASE_URL=direct)
+    until(lambda: bench.outcomes()["lost"] == 1, within=20, what="the lease moved")
+    bench.open("gate")
+    until(lambda: bench.value("SELECT status FROM mesh.traces") == "done", within=20, what="the trace's end elsewhere")
+    bench.heal()
+    healed = time.monotonic()
+    until(lambda: bench.outcomes() == {"stale": 1, "won": 1}, within=30, what="the late answer, marked stale")
+    pids = [one.pid for one in through]
+    alive = "SELECT count(*) FROM mesh.workers WHERE state = 'alive' AND pid = ANY(%s)"
+    until(lambda: bench.value(alive, pids) == 2, within=DEADLINE_S + 5, what="both registered anew")
+    assert healed - silent < 60
+    assert trace.result(timeout=DEADLINE_S + 5) == {"gated": 9}
+    bench.settle()
+
+
+@FAULTY
+@pytest.mark.parametrize("kind", ["redis", "amqp"])
+@pytest.mark.parametrize("mode", ["hole", "one_way"])
+def test_f11_workers_behind_a_silent_broker_consume_again(
+    make_bench: Any, own_postgres: Any, own_broker: Any, kind: str, mode: str
+) -> None:
+    bench = linked(make_bench, own_postgres, own_broker, kind)
+    bench.workers(("agents", "threads"), ("tools", "threads"))
+    assert bench.start("serial", 1).result(timeout=20) == 1
+    getattr(bench.links["broker"], mode)()
+    began = time.monotonic()
+    trace = bench.start("serial", 2)
+    assert time.monotonic() - began < 5
+    threading.Event().wait(3)
+    bench.heal()
+    assert trace.result(timeout=40) == 2
+    bench.settle()
+
+
+@FAULTY
+@pytest.mark.parametrize("kind", ["redis", "amqp", "embedded"])
+def test_f11_a_link_that_garbles_or_crawls_changes_nothing(
+    make_bench: Any, own_postgres: Any, own_broker: Any, kind: str
+) -> None:
+    bench = linked(make_bench, own_postgres, own_broker, kind)
+    workers = bench.workers(("agents", "threads"), ("tools", "threads"))
+    with Load(bench, pause_s=0.2) as load:
+        for link in bench.links.values():
+            load.more(3)
+            link.garble()
+            threading.Event().wait(1.5)
+            link.cut()
+            link.slow(20_000)
+            threading.Event().wait(2)
+            link.delay(0.05)
+            threading.Event().wait(1)
+            link.pass_()
+    bench.settle(within=90)
+    assert {trace.status() for trace in load.accepted} == {"done"}
+    assert all(worker.running for worker in workers)
