@@ -197,7 +197,8 @@ class Transport(virtual.Transport):  # type: ignore[misc]
     implements = virtual.Transport.implements.extend(
         asynchronous=True, batch_publish=True, exchange_type=frozenset(["direct", "topic", "fanout"])
     )
-    connection_errors = (*virtual.Transport.connection_errors, psycopg.OperationalError, psycopg.InterfaceError)
+    # a garbled stream is a plain DatabaseError; whatever it is, a new connection is the cure
+    connection_errors = (*virtual.Transport.connection_errors, psycopg.Error)
 
     def __init__(self, client: Any, **kwargs: Any) -> None:
         super().__init__(client, **kwargs)

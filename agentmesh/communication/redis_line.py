@@ -8,6 +8,7 @@ from typing import Any
 from celery import Celery
 from kombu.transport import redis as kombu_redis
 from redis.backoff import NoBackoff
+from redis.exceptions import InvalidResponse
 from redis.retry import Retry
 
 from agentmesh.communication.lines import ANSWER_S, CONNECT_S, Chord, HeldLine, wire_priority
@@ -60,5 +61,7 @@ class SturdyRedis(transport.Channel):  # type: ignore[misc]
 
 
 def be_sturdy() -> None:
-    """In this process: a list entry that is no message is dropped."""
+    """In this process: a list entry that is no message is dropped, and a garbled answer costs its connection alone."""
     transport.Transport.Channel = SturdyRedis
+    if InvalidResponse not in transport.Transport.connection_errors:  # else it would end the consumer for good
+        transport.Transport.connection_errors += (InvalidResponse,)

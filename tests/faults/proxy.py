@@ -113,7 +113,8 @@ class Proxy:
             if self.mode == "cut":
                 link.reset()
                 return
-            await link.carry(reader)
+            with suppress(asyncio.CancelledError):  # at the proxy's end, which asyncio would report as an error
+                await link.carry(reader)
         finally:
             self._links.discard(link)
 

@@ -149,7 +149,10 @@ def test_f17_a_result_of_a_hundred_mebibytes_is_refused_and_its_memory_given_bac
     before = rss_mib(tools.pid)
     trace = bench.given({"tool": "big", "args": {"size": 100 * MIB}})
     until(lambda: trace.status() not in {"queued", "running"}, within=60, what="an end")
-    assert bench.value("SELECT error->>'code' FROM mesh.calls WHERE tool = 'big'") == "E_PAYLOAD_TOO_LARGE"
+    error = bench.value("SELECT error FROM mesh.calls WHERE tool = 'big'")
+    assert "too large" in error["message"]
+    assert error["detail"]["expected"] == f"at most {16 * MIB} bytes"
+    assert str(100 * MIB)[:4] in str(error["detail"]["value"])
     bench.start("parallel", 2).result(timeout=20)
     until(lambda: rss_mib(tools.pid) < before + 50, within=20, what="the memory given back")
     bench.settle()
