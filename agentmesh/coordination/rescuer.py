@@ -10,7 +10,6 @@ import random
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import psycopg
 import structlog
@@ -70,8 +69,8 @@ class Rescuer:
             self._leads = leases.lead(self._db, self._notes.worker_id, lease_s=self._pace.lease_s / 2)
             if self._leads:
                 self._bury()
-                self._give_back(rescue.orphans(self._db, batch=BATCH), "lost")
-                self._give_back(rescue.overdue(self._db, batch=BATCH), "timeout")
+                self._give_back(rescue.orphans(self._db, batch=BATCH))
+                self._give_back(rescue.overdue(self._db, batch=BATCH))
                 self._finish_cancels()
                 self._ring_again()
                 self._keep_statistics()
@@ -105,14 +104,14 @@ class Rescuer:
             if (gone or (row["expired"] and heard)) and leases.declare_dead(self._db, row, gone=gone):
                 log.warning("worker is dead", worker=row["name"], id=str(row["id"]), gone=gone)
 
-    def _give_back(self, rows: Iterable[Row], outcome: Literal["lost", "timeout"]) -> None:
+    def _give_back(self, rows: Iterable[Row]) -> None:
         for row in rows:
             point("rescue.after_select")
             try:
-                found = rescue.give_back(self._db, row, outcome)
+                found = rescue.give_back(self._db, row, row["outcome"])
                 point("rescue.after_update")
                 self._ring(found)
-                log.info("EXEC_RESCUE", kind=row["kind"], id=str(row["id"]), outcome=outcome)
+                log.info("EXEC_RESCUE", kind=row["kind"], id=str(row["id"]), outcome=row["outcome"])
             except (psycopg.Error, MeshError) as exc:
                 log.warning("a row was not given back", id=str(row["id"]), error=str(exc).splitlines()[0])
 

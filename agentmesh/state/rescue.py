@@ -16,22 +16,25 @@ from agentmesh.records import Failure, Json, Policy, Ring, new_id
 from agentmesh.state import calls
 from agentmesh.state.calls import Settled
 
+# What a worker left behind by its own will is handed back; a `once` call that it ran may have taken effect.
 ORPHANS = """
-(SELECT 'trace' AS kind, t.id, t.tenant_id, t.epoch, t.worker_id FROM mesh.traces t
+(SELECT 'trace' AS kind, t.id, t.tenant_id, t.epoch, t.worker_id,
+   CASE w.state WHEN 'gone' THEN 'released' ELSE 'lost' END AS outcome FROM mesh.traces t
   LEFT JOIN mesh.workers w ON w.id = t.worker_id
   WHERE t.worker_id IS NOT NULL AND w.state IS DISTINCT FROM 'alive' LIMIT %(batch)s)
 UNION ALL
-(SELECT 'call', c.id, c.tenant_id, c.epoch, c.worker_id FROM mesh.calls c
+(SELECT 'call', c.id, c.tenant_id, c.epoch, c.worker_id,
+   CASE WHEN w.state = 'gone' AND c.effect <> 'once' THEN 'released' ELSE 'lost' END FROM mesh.calls c
   LEFT JOIN mesh.workers w ON w.id = c.worker_id
   WHERE c.worker_id IS NOT NULL AND c.claim_id IS NOT NULL AND w.state IS DISTINCT FROM 'alive' LIMIT %(batch)s)
 """
 
 # An inline call, a reasoner and a callback are first of all their holder's to time out: it gets two seconds more.
 OVERDUE = """
-(SELECT 'call' AS kind, c.id, c.tenant_id, c.epoch, c.worker_id FROM mesh.calls c
+(SELECT 'call' AS kind, c.id, c.tenant_id, c.epoch, c.worker_id, 'timeout' AS outcome FROM mesh.calls c
   WHERE c.status = 'running' AND c.deadline < mesh.mesh_asof() AND c.claim_id IS NOT NULL LIMIT %(batch)s)
 UNION ALL
-(SELECT 'trace', t.id, t.tenant_id, t.epoch, t.worker_id FROM mesh.steps s
+(SELECT 'trace', t.id, t.tenant_id, t.epoch, t.worker_id, 'timeout' FROM mesh.steps s
   JOIN mesh.traces t ON t.id = s.trace_id AND t.tenant_id = s.tenant_id
   WHERE s.status = 'running' AND s.deadline < mesh.mesh_asof() - interval '2 s' AND t.worker_id IS NOT NULL LIMIT %(batch)s)
 """
@@ -100,7 +103,7 @@ LOST = Failure("E_LOST", "the worker died or lost contact before the result was 
 
 
 def orphans(db: Database, *, batch: int) -> list[Row]:
-    """Rows that name a worker that is not alive."""
+    """Rows that name a worker that is not alive; `outcome` is released where it left by its own will, else lost."""
     return db.once(ORPHANS, {"batch": batch})
 
 

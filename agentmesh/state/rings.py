@@ -47,7 +47,8 @@ SELECT queue, sum(n)::int AS n FROM (
 OVERTAKEN = """
 SELECT queue, priority, max(rung_at) AS newest FROM (
   SELECT queue, priority, rung_at FROM mesh.traces WHERE worker_id IS NOT NULL AND rings = 0 AND queue = ANY(%(queues)s)
-  UNION ALL SELECT queue, priority, rung_at FROM mesh.calls WHERE worker_id IS NOT NULL AND rings = 0 AND queue = ANY(%(queues)s)) x
+  UNION ALL SELECT queue, priority, rung_at FROM mesh.calls WHERE worker_id IS NOT NULL AND rings = 0
+    AND queue = ANY(%(queues)s)) x
  GROUP BY queue, priority
 """
 

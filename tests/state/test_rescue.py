@@ -6,7 +6,7 @@ import pytest
 
 from agentmesh.execution.draft import Position
 from agentmesh.records import Ring
-from agentmesh.state import rescue
+from agentmesh.state import leases, rescue
 from agentmesh.state.calls import TaskManager
 from agentmesh.testing import race
 
@@ -62,6 +62,23 @@ def test_a_living_workers_rows_are_no_orphans(lab):
     trace = lab.open("work")
     lab.claim(lab.calls(trace)[0], lab.worker())
     assert orphans(lab) == []
+
+
+def test_what_a_worker_left_by_its_own_will_is_handed_back_and_no_suspect(lab):
+    trace, leaver = lab.open("work"), lab.worker()
+    lab.claim(lab.calls(trace)[0], leaver)
+    leases.leave(lab.mesh.db, leaver.worker_id)
+    [row] = orphans(lab)
+    give_back(lab, row, row["outcome"])
+    [call] = lab.calls(trace)
+    assert (call["status"], call["losses"], lab.outcomes(trace)) == ("ready", 0, ["released"])
+
+
+def test_a_once_call_that_a_leaving_worker_ran_is_lost(lab):
+    trace, leaver = lab.open("twice"), lab.worker()
+    lab.claim(lab.calls(trace)[0], leaver)
+    leases.leave(lab.mesh.db, leaver.worker_id)
+    assert [row["outcome"] for row in orphans(lab)] == ["lost"]
 
 
 def test_a_dead_workers_call_becomes_ready_under_a_new_epoch_and_rings(lab):
