@@ -78,7 +78,10 @@ def test_a_once_call_that_a_leaving_worker_ran_is_lost(lab):
     trace, leaver = lab.open("twice"), lab.worker()
     lab.claim(lab.calls(trace)[0], leaver)
     leases.leave(lab.mesh.db, leaver.worker_id)
-    assert [row["outcome"] for row in orphans(lab)] == ["lost"]
+    [row] = orphans(lab)
+    assert row["outcome"] == "lost"
+    give_back(lab, row, row["outcome"])
+    assert lab.calls(trace)[0]["error"]["code"] == "E_OUTCOME_UNKNOWN"
 
 
 def test_a_dead_workers_call_becomes_ready_under_a_new_epoch_and_rings(lab):
