@@ -95,6 +95,13 @@ def test_the_readme_is_short() -> None:
     assert "make test" in "\n".join(lines)
 
 
+def test_every_test_that_the_guarantees_name_is_there() -> None:
+    named = set(re.findall(r"\b[FP]\d\d\b", (ROOT / "docs/guarantees.md").read_text()))
+    tests = " ".join(file.read_text() for file in (ROOT / "tests").rglob("test_*.py"))
+    assert len(named) > 15
+    assert {one for one in named if f"def test_{one.lower()}_" not in tests} == set()
+
+
 def test_every_file_the_documents_link_to_is_there() -> None:
     documents = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
     for document in documents:
