@@ -7,10 +7,11 @@ from dataclasses import dataclass, field, replace
 from random import Random
 
 KINDS = (
-    "lose", "double", "delay", "refuse", "wipe", "cut", "held", "kill", "freeze", "jump", "skew", "kill_producer", "thaw",
+    "lose", "double", "delay", "refuse", "wipe", "cut", "held", "kill", "freeze", "jump", "skew", "kill_producer", "dawdle",
 )  # fmt: skip
 """Every kind of fault there is; `held` is a commit that takes its time, `cut` a connection that breaks,
-`thaw` somebody who comes back just when he is being rescued."""
+`dawdle` a rescuer who takes his time over
+what he has selected, while those who were frozen come back."""
 
 
 @dataclass(frozen=True, slots=True)

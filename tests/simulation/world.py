@@ -54,6 +54,7 @@ class World:
         self.outcome = Outcome(self.plan)
         self.chance, self.luck = Random(f"{seed}/schedule"), Luck(self.plan, self.outcome, self.stage, self.say)
         self.inline_bytes = self.chance.choice((100, 65_536, 65_536, 65_536))
+        self.haste = self.chance.choice((0.5, 2.0, 4.0, 8.0))
         self.stick = self.chance.choice((0.0, 0.3, 0.6, 0.9))
         self.now, self.jumped = 0.0, 0.0
         self.broker = SimBroker(lambda: self.now, self.luck)
@@ -207,9 +208,10 @@ class World:
 
     def _point(self, name: str) -> None:
         self.outcome.reached[name] += 1
-        frozen = [one for one in self.workers if one.alive and one.frozen_until > self.now]
-        if name == "rescue.after_select" and frozen and self.luck.happens("thaw", 0.5):
-            self.luck.chance.choice(frozen).frozen_until = self.now
+        if name == "rescue.after_select" and self.luck.happens("dawdle", 0.8):
+            for worker in self.workers:
+                worker.frozen_until = min(worker.frozen_until, self.now)
+            self.pause(self.luck.chance.choice((0.2, 1.0, 3.0)))
         self.stage.step(name)
 
     def _play(self, *, until: int | None) -> bool:
@@ -262,7 +264,7 @@ class World:
     def _time(self) -> None:
         """It goes on by a little, now and then by more."""
         if self.chance.random() < 0.25:
-            self.now += self.chance.choice((0.01, 0.05, 0.05, 0.3))
+            self.now += self.haste * self.chance.choice((0.01, 0.05, 0.05, 0.3))
 
     def _misfortune(self) -> None:
         if self.luck.happens("jump", 0.002):
@@ -271,13 +273,18 @@ class World:
             self.broker.waiting.clear()
         living = [one for one in self.workers if one.alive and one.ready]
         if living and self.luck.happens("kill", 0.008):
-            self.kill(self.luck.chance.choice(living))
+            self.kill(self._victim(living))
         awake = [one for one in living if one.frozen_until <= self.now]
         if awake and self.luck.happens("freeze", 0.008):
-            self.freeze(self.luck.chance.choice(awake), self.luck.chance.choice((1.0, 6.0, 14.0, 25.0)))
+            self.freeze(self._victim(awake), self.luck.chance.choice((1.0, 12.0, 14.0, 25.0)))
         producing = [one for one in self.stage.tasks if one.owner is None and one.blocked_at is None]
         if producing and self.luck.happens("kill_producer", 0.02):
             self.stage.kill(self.luck.chance.choice(producing))
+
+    def _victim(self, some: list[SimWorker]) -> SimWorker:
+        """One of them, rather one that is at work."""
+        at_work = {one.owner for one in self.stage.tasks if ":" in one.name}
+        return self.luck.chance.choice([one for one in some if one in at_work] or some)
 
     def kill(self, worker: SimWorker) -> None:
         self.say(f"{worker} is killed")
@@ -408,6 +415,7 @@ class World:
 
     def _heal(self) -> None:
         self.say("healed")
+        self.haste = min(self.haste, 1.0)
         for worker in self.workers:
             worker.frozen_until = min(worker.frozen_until, self.now)
             worker.keep_time()
