@@ -49,8 +49,21 @@ class RedisLine(HeldLine):
             client.ping()
 
 
+class SturdyQoS(transport.QoS):  # type: ignore[misc]
+    """kombu's list of what is being worked on; at the end of a lost connection it gives nothing back, and is content."""
+
+    def restore_unacked(self, client: Any = None) -> Any:
+        try:
+            return super().restore_unacked(client)
+        except (*self.channel.connection_errors, AttributeError) as exc:  # its transport may have forgotten its address
+            log.warning("what was fetched is not put back: %s", type(exc).__name__)
+            return None
+
+
 class SturdyRedis(transport.Channel):  # type: ignore[misc]
-    """kombu's channel, which something in a list that is no message does not end."""
+    """kombu's channel, which something in a list that is no message does not end, nor its own end after a cut."""
+
+    QoS = SturdyQoS
 
     def _brpop_read(self, **options: Any) -> Any:
         try:

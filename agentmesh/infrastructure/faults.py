@@ -155,7 +155,8 @@ def _fate(name: str) -> Callable[[], None]:
 
 ACTIONS: dict[str, Callable[[], None]] = {
     "kill": lambda: os.kill(os.getpid(), signal.SIGKILL),
-    "stop": lambda: os.kill(os.getpid(), signal.SIGSTOP),
+    # to this thread: of a signal to the process another thread may hear first, and this one would run on
+    "stop": lambda: signal.pthread_kill(threading.get_ident(), signal.SIGSTOP),
     "raise": _raise,
     "drop": _fate("drop"),
     "commit_unknown": _fate("commit_unknown"),

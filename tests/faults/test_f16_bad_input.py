@@ -144,6 +144,7 @@ def test_f17_text_that_postgres_cannot_hold_is_refused_before_a_write(lab: Any, 
 @FAULTY
 def test_f17_a_result_of_a_hundred_mebibytes_is_refused_and_its_memory_given_back(make_bench: Any) -> None:
     bench: Bench = make_bench("embedded")
+    bench.env["AGENTMESH_LEASE_LEASE"] = "10s"  # a hundred mebibytes of JSON hold the GIL longer than a second
     _, tools = bench.workers(("agents", "threads"), ("tools", "threads"))
     bench.start("parallel", 1).result(timeout=20)
     before = rss_mib(tools.pid)
