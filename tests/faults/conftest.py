@@ -1,6 +1,6 @@
 """Benches for fault tests, and what a failure says: its seed and how long it took.
 
-AGENTMESH_TEST_SEED repeats a run; AGENTMESH_TEST_SOAK=1 takes the soak repetitions.
+AGENTMESH_TEST_SEED repeats a run; without it every run has another one.
 """
 
 from __future__ import annotations
