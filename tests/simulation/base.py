@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -32,9 +33,9 @@ class Faults:
         """Whether the connection breaks now: `before` the server hears of it, or `after` it has done it."""
         return self.luck is not None and self.luck.lost(when)
 
-    def held(self) -> bool:
-        """Whether this statement's commit takes its time."""
-        return self.luck is not None and self.luck.held()
+    def held(self) -> Callable[[], bool] | None:
+        """Whether this statement's commit takes its time: until this is true."""
+        return None if self.luck is None else self.luck.held()
 
 
 class Base:

@@ -40,7 +40,7 @@ class Faults(Protocol):
     """What may happen to a round trip."""
 
     def lost(self, when: str) -> bool: ...
-    def held(self) -> bool: ...
+    def held(self) -> Callable[[], bool] | None: ...
 
 
 class SimConnection(Connection):
@@ -119,12 +119,15 @@ class SimTx(Tx):
             return run()
         task.sql = NAMES.get(sql) or ("landing.commit" if "AS base" in sql else " ".join(sql.split()[:3]))
         alone = self.connection.pgconn.transaction_status == TransactionStatus.IDLE
-        if not alone or task.quiet or task.doomed or not self._db.faults.held():
+        over = self._db.faults.held() if alone and not task.quiet and not task.doomed else None
+        if over is None:
             return run()
         try:
             with self.connection.transaction():
                 task.wrapped = True
-                return run()
+                done = run()
+                self._db.stage.wait_until(over, f"{task.sql} (commits)")
+                return done
         finally:
             task.wrapped = False
 

@@ -312,7 +312,10 @@ def _join(trace: str, action: Event, dispatch: Event, events: Sequence[Event]) -
     failed = {one.body.get("label") for one in events if one.name in {"TOOL_FAIL", "TOOL_TIMEOUT"}} - done
     some, every = (any, all) if strategy in {"fallback", "mixed"} else (all, any)
     won = sum(some(label in done for label in slot) for slot in slots)
-    lost = sum(every(label in failed for label in slot) for slot in slots)
+    stops = {
+        one.body.get("label") for one in events if (one.body.get("error") or {}).get("code") == "E_OUTCOME_UNKNOWN"
+    }
+    lost = sum(every(label in failed for label in slot) or any(label in stops for label in slot) for slot in slots)
     shown = (
         str(dispatch),
         *_lines(one for one in events if one.name.startswith("TOOL_") and one.call_id),

@@ -13,8 +13,10 @@ from tests.simulation.stage import Stage
 class Luck:
     """The faults of one schedule. Afterwards `outcome` says which there were."""
 
-    def __init__(self, plan: Plan, outcome: Outcome, stage: Stage, say: Callable[[str], None]) -> None:
-        self._plan, self._outcome, self._stage, self._say = plan, outcome, stage, say
+    def __init__(
+        self, plan: Plan, outcome: Outcome, stage: Stage, say: Callable[[str], None], clock: Callable[[], float]
+    ) -> None:
+        self._plan, self._outcome, self._stage, self._say, self._clock = plan, outcome, stage, say, clock
         self.chance = Random(f"{plan.seed}/faults")
         self.rate = self.chance.choice((0.5, 1.0, 2.0))
         self.storm = True
@@ -47,8 +49,11 @@ class Luck:
             return True
         return False
 
-    def held(self) -> bool:
-        return self.happens("held", 0.15)
+    def held(self) -> Callable[[], bool] | None:
+        if not self.happens("held", 0.15):
+            return None
+        end = self._clock() + self.chance.choice((0.0, 0.2, 1.0))
+        return lambda: self._clock() >= end
 
     # --- of messages
 

@@ -31,7 +31,7 @@ class Plan:
     def filled(self) -> Plan:
         """With everything that follows from the seed."""
         chance = Random(f"{self.seed}/plan")
-        traces, steps = chance.choice((1, 2, 3, 4, 6)), chance.choice((80, 160, 240, 400))
+        traces, steps = chance.choice((1, 2, 3, 4, 6)), chance.choice((100, 200, 400, 800))
         workers = chance.choice((2, 2, 3, 4))
         kinds = tuple(one for one in KINDS if chance.random() < 0.5)
         return replace(

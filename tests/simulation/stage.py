@@ -99,7 +99,17 @@ class Stage:
             self.turn(task)
 
     def settle(self) -> list[Task]:
-        """The tasks whose lock wait has just ended."""
+        """The tasks whose lock wait has just ended, in the order they were made."""
+        freed: list[Task] = []
+        while some := self._freed():  # whoever got the lock may have been what another one waited for
+            freed += some
+        freed.sort(key=lambda one: one.number)
+        for task in freed:
+            if task.doomed:
+                self.turn(task)
+        return freed
+
+    def _freed(self) -> list[Task]:
         freed = []
         for task in [one for one in self.tasks if one.blocked_at is not None]:
             for _ in range(int(PATIENCE_S / GRACE_S)):
@@ -112,9 +122,6 @@ class Stage:
                 task.blocked_at = None
                 task.parked.clear()
                 freed.append(task)
-        for task in freed:
-            if task.doomed:
-                self.turn(task)
         return freed
 
     def terminate(self, task: Task) -> None:

@@ -189,3 +189,14 @@ def test_a_join_is_judged_by_its_slots(strategy, done, failed, ok) -> None:
     for said, promises in ((ok, []), (not ok, ["P7"])):
         alter(known.events, 7, body={"ok": said})
         assert [one.promise for one in violations(known)] == promises
+
+
+def test_a_once_call_of_unknown_outcome_stops_its_slot() -> None:
+    known = clean()
+    alter(known.events, 4, body={"strategy": "fallback", "require": "all", "tools": ["a", "b"]})
+    alter(known.events, 5, name="TOOL_FAIL", body={"label": "a", "error": {"code": "E_OUTCOME_UNKNOWN"}})
+    alter(known.events, 6, name="NOTHING")
+    alter(known.events, 7, body={"ok": False})
+    assert violations(known) == []
+    alter(known.events, 5, body={"label": "a", "error": {"code": "E_TOOL"}})
+    assert [one.promise for one in violations(known)] == ["P7"]

@@ -20,7 +20,7 @@ import psycopg
 
 from agentmesh import records, testing
 from agentmesh.communication.doorbell import Doorbell
-from agentmesh.coordination import process, rescuer
+from agentmesh.coordination import process
 from agentmesh.coordination.notes import Notes
 from agentmesh.errors import OutcomeUnknown
 from agentmesh.execution import router
@@ -52,7 +52,10 @@ class World:
         self.stage = base.stage
         seed = plan.seed
         self.outcome = Outcome(self.plan)
-        self.chance, self.luck = Random(f"{seed}/schedule"), Luck(self.plan, self.outcome, self.stage, self.say)
+        self.chance, self.luck = (
+            Random(f"{seed}/schedule"),
+            Luck(self.plan, self.outcome, self.stage, self.say, lambda: self.now),
+        )
         self.inline_bytes = self.chance.choice((100, 65_536, 65_536, 65_536))
         self.haste = self.chance.choice((0.5, 2.0, 4.0, 8.0))
         self.stick = self.chance.choice((0.0, 0.3, 0.6, 0.9))
@@ -171,12 +174,9 @@ class World:
 
     def run(self) -> Outcome:
         random.seed(self.plan.seed)
-        was = records._ids, router.GROUP, rescuer.BATCH
+        was = records._ids, router.GROUP
         records._ids = Ids(self.plan.seed, self.whose_clock)  # type: ignore[assignment]
-        router.GROUP, rescuer.BATCH = (
-            self.chance.choice((2, 3, router.GROUP)),
-            self.chance.choice((1, 3, rescuer.BATCH)),
-        )
+        router.GROUP = self.chance.choice((2, 3, router.GROUP))
         try:
             self._prepare()
             self._play(until=self.plan.steps)
@@ -188,7 +188,7 @@ class World:
         finally:
             self._drop_all()
             faults.disarm()
-            records._ids, router.GROUP, rescuer.BATCH = was
+            records._ids, router.GROUP = was
         self.outcome.digest = self.hash.hexdigest()[:12]
         return self.outcome
 
@@ -275,7 +275,7 @@ class World:
         if living and self.luck.happens("kill", 0.008):
             self.kill(self._victim(living))
         awake = [one for one in living if one.frozen_until <= self.now]
-        if awake and self.luck.happens("freeze", 0.008):
+        if awake and self.luck.happens("freeze", 0.012):
             self.freeze(self._victim(awake), self.luck.chance.choice((1.0, 12.0, 14.0, 25.0)))
         producing = [one for one in self.stage.tasks if one.owner is None and one.blocked_at is None]
         if producing and self.luck.happens("kill_producer", 0.02):
