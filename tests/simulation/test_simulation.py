@@ -89,10 +89,12 @@ def test_a_bug_is_found_made_small_and_replayed(tmp_path: Path) -> None:
 
     found = simulate(tmp_path, "--schedules", "50", "--tries", "8")
     assert found.returncode == 1, found.stdout + found.stderr
-    whole, small = re.findall(r"FAILED: .* (\d+) turns", found.stdout)
-    assert int(small) < int(whole)
+    sizes = re.findall(r"FAILED: (\d+) intents, \d+ workers, (\d+) turns, (\d+) faults", found.stdout)
+    (intents, _, happened), (fewer, turns, left) = (tuple(map(int, one)) for one in sizes)
+    assert fewer <= intents
+    assert fewer + left < intents + happened
     replay = re.findall(r"replay: python -m tests\.simulation (.*)", found.stdout)[-1].split()
     again = simulate(tmp_path, *replay, "--whole")
     assert again.returncode == 1
-    assert f"{small} turns" in again.stdout
+    assert f"{turns} turns" in again.stdout
     assert simulate(ROOT, *replay, "--whole").returncode == 0
