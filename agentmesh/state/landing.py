@@ -17,6 +17,7 @@ WITH t AS (
     status = coalesce(%(end_status)s, status), result = coalesce(%(result)s::jsonb, result),
     error = coalesce(%(error)s::jsonb, error),
     ended_at = CASE WHEN %(end_status)s::text IS NOT NULL THEN mesh.mesh_now() END,
+    paused_at = CASE WHEN %(end_status)s::text IS NULL THEN paused_at END,
     parent_owed = %(end_status)s::text IS NOT NULL AND parent_call_id IS NOT NULL,
     worker_id = CASE WHEN %(keep)s AND paused_at IS NULL THEN worker_id END,
     child = CASE WHEN %(keep)s AND paused_at IS NULL THEN child END,
