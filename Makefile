@@ -41,11 +41,11 @@ test: $(VENV)/.dev-ready  ## the tests; servers that are not there are skipped (
 	@$(BIN)/python -m pytest $(ARGS)
 
 faults: $(VENV)/.dev-ready  ## every fault test, against servers it starts itself
-	@$(BIN)/python -m pytest tests/faults -m "faults or not faults" --durations=15 $(ARGS)
+	@$(BIN)/python -m pytest tests/faults tests/simulation -m "faults or not faults" --durations=15 $(ARGS)
 
 soak: $(VENV)/.dev-ready  ## the same with a new seed each time, again and again for MINUTES (60)
 	@until=$$(($$(date +%s) + 60 * $(or $(MINUTES),60))); while [ $$(date +%s) -lt $$until ]; do \
-	  $(BIN)/python -m pytest tests/faults -m "faults or not faults" $(ARGS) || exit 1; done
+	  $(BIN)/python -m pytest tests/faults tests/simulation -m "faults or not faults" $(ARGS) || exit 1; done
 
 simulate: $(VENV)/.dev-ready  ## schedules from seeds, with faults; ARGS="--schedules 10000" for a night
 	@$(BIN)/python -m tests.simulation $(ARGS)

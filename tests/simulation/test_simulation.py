@@ -73,6 +73,7 @@ def test_a_seed_alone_decides_what_happens(pool: Players) -> None:
     assert len({one.digest for one in pool.play(Plan(seed) for seed in range(501, 505))}) == 4
 
 
+@pytest.mark.faults  # two minutes: with `make faults`
 @pytest.mark.timeout(300)
 def test_a_bug_is_found_made_small_and_replayed(tmp_path: Path) -> None:
     """B06, a trace that is claimed whatever its status is, in a copy of the tree."""
