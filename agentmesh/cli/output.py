@@ -53,7 +53,7 @@ def say(*words: object) -> None:
 
 def document(kind: str, **body: Any) -> None:
     """One JSON document on stdout: `schema` is "agentmesh.<kind>/1"."""
-    print(as_line({"schema": f"agentmesh.{kind}/1", **body}))
+    print(as_line({"schema": f"agentmesh.{kind}/1", **body}), flush=True)  # whoever reads the pipe waits for it
 
 
 def as_line(value: Any) -> str:

@@ -49,6 +49,7 @@ class Home:
 
     def environ(self) -> dict[str, str]:
         kept = {name: value for name, value in os.environ.items() if not name.startswith(("AGENTMESH_", "DEMO_"))}
+        kept.pop("PYTHONUNBUFFERED", None)  # most people's Python buffers what goes into a pipe
         return kept | {"AGENTMESH_LOG_LEVEL": "warning", "PYTHONPATH": str(self.folder)}
 
     def start(self, *args: str) -> subprocess.Popen[str]:
