@@ -121,7 +121,7 @@ def test_eight_rescuers_of_one_call_give_it_back_once(lab):
     lab.kill(dead)
     [row] = orphans(lab)
     rings = race(*[lambda: give_back(lab, row)] * 8)
-    assert sum(len(one) for one in rings) == 1
+    assert sum(one != [] for one in rings) == 1
     assert lab.calls(trace)[0]["epoch"] == 2
 
 
