@@ -20,12 +20,6 @@ from agentmesh.records import Policy, Ring, new_id
 from agentmesh.state import rescue, traces
 from agentmesh.state.traces import Holder, Taken
 
-OPEN_STEP = """
-SELECT t.id, t.status, t.epoch, s.id AS step_id, s.epoch AS step_epoch FROM mesh.traces t
-  LEFT JOIN mesh.steps s ON s.trace_id = t.id AND s.tenant_id = t.tenant_id AND s.status IN ('ready', 'joined')
- WHERE t.id = %(trace)s AND t.agent = %(agent)s LIMIT 1
-"""
-
 
 class AgentRuntime:
     """What an executor of one agent runs in: how its traces are claimed here."""
@@ -85,11 +79,10 @@ class RuntimeContainer:
 
     def create(self, trace_id: UUID | str) -> Taken:
         """The trace, held by this container. Raises UnknownTrace when it is not free to be taken."""
-        found = self._db.once(OPEN_STEP, {"trace": UUID(str(trace_id)), "agent": self._runtime.agent.spec.agent})
         spec = self._runtime.agent.spec
+        row = traces.free(self._db, UUID(str(trace_id)), agent=spec.agent)
         taken = None
-        if found:
-            row = found[0]
+        if row is not None:
             task = f"agent.{spec.agent}"
             ring = Ring("trace", row["id"], row["epoch"], spec.queue, task, row["id"])
             if row["step_id"] is not None:

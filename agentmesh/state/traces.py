@@ -128,6 +128,12 @@ SELECT 1 FROM mesh.steps WHERE id = %(row)s AND epoch = %(epoch)s AND status IN 
   AND (wake_at IS NULL OR wake_at <= mesh.mesh_asof())
 """
 
+OPEN_STEP = """
+SELECT t.id, t.status, t.epoch, s.id AS step_id, s.epoch AS step_epoch FROM mesh.traces t
+  LEFT JOIN mesh.steps s ON s.trace_id = t.id AND s.tenant_id = t.tenant_id AND s.status IN ('ready', 'joined')
+ WHERE t.id = %(trace)s AND t.agent = %(agent)s LIMIT 1
+"""
+
 # Whatever a dropped call still returns is stale; its worker may also die and never say so.
 DROP_CALLS = """
 WITH c AS (UPDATE mesh.calls SET status = 'cancelled', ended_at = mesh.mesh_now(), worker_id = NULL, claim_id = NULL,
@@ -233,6 +239,12 @@ def take(
 def is_suspect(db: Database, step_id: UUID, epoch: int) -> bool:
     """Whether the step is free but was lost with a worker before."""
     return bool(db.once(SUSPECT, {"row": step_id, "epoch": epoch}))
+
+
+def free(db: Database, trace_id: UUID, *, agent: str) -> Row | None:
+    """The agent's trace with its step that may be taken, if any; None where the agent has no such trace."""
+    rows = db.once(OPEN_STEP, {"trace": trace_id, "agent": agent})
+    return rows[0] if rows else None
 
 
 def _call_events(step: Row, calls: tuple[Row, ...]) -> list[dict[str, Json]]:
