@@ -14,8 +14,8 @@ from typing import Any, ClassVar, NoReturn, Protocol
 from pydantic import ValidationError
 
 from agentmesh.behavior.expressions import Expression
-from agentmesh.behavior.expressions import compile as compile_expression
-from agentmesh.behavior.session import VARIABLES, Session
+from agentmesh.behavior.session import Session
+from agentmesh.behavior.templates import compiled, filled, is_true, prepared
 from agentmesh.errors import BadAction, BadJson, BadName, BadRule, MeshError, ReasonerFailed
 from agentmesh.infrastructure import jsontext
 from agentmesh.records import Action, Json, Strategy, ToolUse, check_name
@@ -129,9 +129,9 @@ class RuleReasoner(ReasonerBase):
         variables = session.variables()
         for number, rule in enumerate(self.rules):
             try:
-                if rule.when is not None and not _is_true(rule.when, variables):
+                if rule.when is not None and not is_true(rule.when, variables):
                     continue
-                action = parse_action(_filled(rule.then, variables))
+                action = parse_action(filled(rule.then, variables))
             except MeshError as exc:
                 raise ReasonerFailed(
                     f"{rule.source}: rule {number + 1} failed: {exc.what}",
@@ -165,43 +165,10 @@ def read_rule(rule: object, number: int, where: Callable[..., str]) -> Rule:
             value=when,
             expected="CEL in quotes",
         )
-    condition = None if when is None else _compiled(when, where(number, "when"))
-    then = _prepared(rule["then"], lambda *path: where(number, "then", *path))
+    condition = None if when is None else compiled(when, where(number, "when"))
+    then = prepared(rule["then"], lambda *path: where(number, "then", *path))
     _check_shape(then, where(number, "then"))
     return Rule(condition, then, place)
-
-
-def _compiled(text: str, source: str) -> Expression:
-    return compile_expression(text, source=source, variables=VARIABLES)
-
-
-def _prepared(value: Json, where: Callable[..., str]) -> Json:
-    """`value` with each {"=": "CEL"} replaced by its Expression."""
-    if isinstance(value, Mapping):
-        if set(value) == {"="}:
-            if not isinstance(value["="], str):
-                raise BadRule(
-                    f"{where()}: an expression is not text",
-                    value=value["="],
-                    expected="CEL in quotes",
-                )
-            return _compiled(value["="], where("="))
-        return {key: _prepared(one, lambda *path, k=key: where(k, *path)) for key, one in value.items()}
-    if isinstance(value, list | tuple):
-        return [_prepared(one, lambda *path, n=n: where(n, *path)) for n, one in enumerate(value)]
-    return value
-
-
-def _filled(value: Json, variables: Mapping[str, Json]) -> Json:
-    match value:
-        case Expression():
-            return value.evaluate(variables)
-        case dict():
-            return {key: _filled(one, variables) for key, one in value.items()}
-        case list():
-            return [_filled(one, variables) for one in value]
-        case _:
-            return value
 
 
 def _check_shape(then: Json, place: str) -> None:
@@ -226,17 +193,6 @@ def _blank(value: Json) -> Json:
             return [_blank(one) for one in value]
         case _:
             return value
-
-
-def _is_true(condition: Expression, variables: Mapping[str, Json]) -> bool:
-    found = condition.evaluate(variables)
-    if not isinstance(found, bool):
-        raise BadRule(
-            f"{condition.source}: a condition is neither true nor false",
-            value=found,
-            expected="true or false",
-        )
-    return found
 
 
 # --- what a reasoner returned, read as an action

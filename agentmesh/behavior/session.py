@@ -7,7 +7,7 @@ whoever runs it commits the notes with the step. Nothing here reads or writes an
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -52,7 +52,7 @@ class Session:
     """One decision's view of its trace.
 
     `memory` is keyed `type:key` as in the views of memory; `results` holds the earlier results by
-    label; `step` counts the steps of the trace and `iteration` the visits to this node, from 0.
+    label, `vars` what the chain has set; `step` counts the steps of the trace and `iteration` the visits to this node, from 0.
     Everything but `notes` is fixed.
     """
 
@@ -65,6 +65,7 @@ class Session:
     payload: Mapping[str, Json] = field(default_factory=dict)
     memory: Mapping[str, Json] = field(default_factory=dict)
     results: Mapping[str, Json] = field(default_factory=dict)
+    vars: Mapping[str, Json] = field(default_factory=dict)
     result: Json = None
     step: int = 0
     iteration: int = 0
@@ -85,9 +86,9 @@ class Session:
         self.notes.clear()
         return taken
 
-    def variables(self) -> dict[str, Json]:
-        """What an expression may name, as plain values."""
-        named = {name: getattr(self, name) for name in VARIABLES}
+    def variables(self, names: Iterable[str] | None = None) -> dict[str, Json]:
+        """What an expression may name, as plain values; of these `names` only, where they are given."""
+        named = {name: getattr(self, name) for name in (VARIABLES if names is None else names)}
         return {name: dict(value) if isinstance(value, Mapping) else value for name, value in named.items()}
 
     def behavior(self) -> dict[str, Json]:
@@ -107,7 +108,7 @@ class Session:
 
 
 VARIABLES = (
-    "intent", "payload", "memory", "results", "result", "step", "iteration", "from_", "context_id",
+    "intent", "payload", "memory", "results", "vars", "result", "step", "iteration", "from_", "context_id",
 )  # fmt: skip
 """The names expressions know; each is a field of Session."""
 
