@@ -276,6 +276,15 @@ class EnvelopeRefused(MeshError):
         self.reason = reason
 
 
+class TargetRefused(MeshError):
+    """Somewhere this process was to call, and may not."""
+
+    code = "E_TARGET"
+    exit_code = 4
+    expected = "a public address, or one that its declaration allows"
+    next = "agentmesh tools list"
+
+
 class Unsafe(MeshError):
     code = "E_UNSAFE"
     exit_code = 4
@@ -393,6 +402,14 @@ class BadResult(MeshError):
     code = "E_RESULT"
     expected = "what the tool's return annotation allows"
     next = "agentmesh tools show"
+
+
+class AnswerRefused(MeshError):
+    """What another system answered is not read to its end."""
+
+    code = "E_ANSWER"
+    expected = "an answer within the limits"
+    next = "agentmesh tools list"
 
 
 class BadAction(MeshError):
