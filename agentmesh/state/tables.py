@@ -109,6 +109,7 @@ traces = sa.Table(
     _text("plan_hash", null=True),
     _text("agent_version", null=True),
     _json("policy", default="{}"),
+    _json("state", default="{}"),
     _json("payload"),
     _json("result"),
     _json("error"),
@@ -208,6 +209,7 @@ steps = sa.Table(
     ),
     sa.Index("steps_trace", "trace_id", "ordinal"),
     sa.Index("steps_ready", "queue", "rung_at", postgresql_where=sa.text("status IN ('ready','joined')")),
+    sa.Index("steps_wake", "wake_at", postgresql_where=sa.text("status = 'waiting' AND wake_at IS NOT NULL")),
     sa.Index("steps_deadline", "deadline", postgresql_where=sa.text("status = 'running'")),
     **HOT,
 )
@@ -225,6 +227,8 @@ calls = sa.Table(
     _int("idx"),
     _int("slot_size", 1),
     _text("slot_mode", default="all"),
+    _flag("limited"),
+    _uuid("child_trace_id"),
     _text("tool"),
     _text("label"),
     _json("args", default="{}"),
@@ -259,14 +263,31 @@ calls = sa.Table(
     _int("rings"),
     _time("wake_at"),
     _one_of("status", "held", "ready", "running", "done", "failed", "cancelled"),
-    _one_of("slot_mode", "all", "first"),
+    _one_of("slot_mode", "all", "first", "each"),
     _one_of("effect", "repeatable", "keyed", "once"),
     sa.UniqueConstraint("step_id", "slot", "idx", name="calls_place"),
     sa.Index("calls_ready", "queue", "rung_at", postgresql_where=sa.text("status = 'ready'")),
     sa.Index("calls_deadline", "deadline", postgresql_where=sa.text("status = 'running'")),
+    sa.Index("calls_next", "step_id", "slot", postgresql_where=sa.text("status = 'held' AND idx = 0 AND limited")),
     sa.Index("calls_held_by", "worker_id", postgresql_where=sa.text("worker_id IS NOT NULL")),
     sa.Index("calls_open", "trace_id", postgresql_where=sa.text(OPEN_CALL)),
     **HOT,
+)
+
+signals = sa.Table(
+    "signals",
+    metadata,
+    _uuid("id", key=True),
+    _text("tenant_id"),
+    _uuid("trace_id", null=False),
+    _text("name"),
+    _text("key", null=True),
+    _json("payload"),
+    _text("sent_by"),
+    _uuid("step_id"),
+    _time("at", now=True),
+    sa.Index("signals_key", "trace_id", "key", unique=True, postgresql_where=sa.text("key IS NOT NULL")),
+    sa.Index("signals_unread", "trace_id", "name", "id", postgresql_where=sa.text("step_id IS NULL")),
 )
 
 attempts = sa.Table(

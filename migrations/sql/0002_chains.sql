@@ -1,0 +1,26 @@
+-- Chains: variables of a trace, signals, timers of steps, calls that are child traces. Additive: workers of the release
+-- before run on it.
+ALTER TABLE mesh.traces ADD COLUMN state JSONB DEFAULT '{}' NOT NULL;
+
+ALTER TABLE mesh.calls ADD COLUMN limited BOOLEAN DEFAULT false NOT NULL, ADD COLUMN child_trace_id UUID;
+ALTER TABLE mesh.calls DROP CONSTRAINT slot_mode_known;
+ALTER TABLE mesh.calls ADD CONSTRAINT slot_mode_known CHECK (slot_mode IN ('all', 'first', 'each')) NOT VALID;
+ALTER TABLE mesh.calls VALIDATE CONSTRAINT slot_mode_known;
+
+CREATE TABLE mesh.signals (
+	id UUID NOT NULL,
+	tenant_id TEXT NOT NULL,
+	trace_id UUID NOT NULL,
+	name TEXT NOT NULL,
+	key TEXT,
+	payload JSONB,
+	sent_by TEXT NOT NULL,
+	step_id UUID,
+	at TIMESTAMP WITH TIME ZONE DEFAULT mesh.mesh_now() NOT NULL,
+	CONSTRAINT signals_pkey PRIMARY KEY (id)
+);
+CREATE UNIQUE INDEX signals_key ON mesh.signals (trace_id, key) WHERE key IS NOT NULL;
+CREATE INDEX signals_unread ON mesh.signals (trace_id, name, id) WHERE step_id IS NULL;
+
+CREATE INDEX steps_wake ON mesh.steps (wake_at) WHERE status = 'waiting' AND wake_at IS NOT NULL;
+CREATE INDEX calls_next ON mesh.calls (step_id, slot) WHERE status = 'held' AND idx = 0 AND limited;

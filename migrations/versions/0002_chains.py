@@ -1,0 +1,22 @@
+"""Chains: variables of a trace, signals, timers of steps, calls that are child traces."""
+
+from pathlib import Path
+
+from alembic import op
+
+revision = "0002_chains"
+down_revision = "0001_first"
+
+
+def upgrade() -> None:
+    script = Path(__file__).parent.parent / "sql" / f"{revision}.sql"
+    op.get_bind().connection.driver_connection.execute(script.read_text())
+
+
+def downgrade() -> None:
+    op.get_bind().connection.driver_connection.execute(
+        "DROP TABLE mesh.signals; DROP INDEX mesh.steps_wake, mesh.calls_next;"
+        "ALTER TABLE mesh.calls DROP COLUMN limited, DROP COLUMN child_trace_id, DROP CONSTRAINT slot_mode_known,"
+        " ADD CONSTRAINT slot_mode_known CHECK (slot_mode IN ('all', 'first'));"
+        "ALTER TABLE mesh.traces DROP COLUMN state"
+    )
