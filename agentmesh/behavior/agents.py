@@ -5,21 +5,19 @@ A file is configuration: it alone may name Python code to import. Nothing here r
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import json
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, NoReturn, TypeVar
+from typing import Annotated, Any
 
-from pydantic import BaseModel, Field, PrivateAttr, StringConstraints, ValidationError
+from pydantic import Field, PrivateAttr, StringConstraints
 
 from agentmesh.behavior.reasoners import FunctionReasoner, Reasoner, ReasonerBase, RuleReasoner
-from agentmesh.errors import BadAgentFile, BadPermission, BadPolicy, MeshError
-from agentmesh.infrastructure import yamltext
+from agentmesh.errors import BadAgentFile, BadPermission, BadPolicy
+from agentmesh.infrastructure import yamlfiles
 from agentmesh.infrastructure.yamltext import YamlText
 from agentmesh.records import (
-    Backoff,
     IntentName,
     Json,
     Name,
@@ -100,12 +98,6 @@ class AgentSpec(Record):
         return as_reasoner(found, f"agent {self.agent}")
 
 
-NESTED: dict[str, type[BaseModel]] = {
-    "policy": PolicyPatch, "backoff": Backoff, "session": SessionSpec, "reasoner": ReasonerSpec,
-}  # fmt: skip
-T = TypeVar("T", bound=BaseModel)
-
-
 def define_agent(
     agent: str,
     *,
@@ -139,7 +131,7 @@ def load_agent_file(
 
     Raises BadAgentFile, BadRule or BadAction with file:line:column.
     """
-    text = yamltext.load(_read(path, BadAgentFile), source=str(path), error=BadAgentFile)
+    text = yamlfiles.read(path, BadAgentFile)
     return _checked(text, policies or {}, needs_reasoner=True)
 
 
@@ -152,7 +144,7 @@ def load_agents(
     """
     found: dict[str, AgentSpec] = {}
     homes: dict[str, Path] = {}
-    for file in _yaml_files(paths, BadAgentFile):
+    for file in yamlfiles.listed(paths, BadAgentFile):
         spec = load_agent_file(file, policies=policies)
         if spec.agent in found:
             raise BadAgentFile(
@@ -166,9 +158,9 @@ def load_agents(
 def load_policies(paths: Iterable[str | Path]) -> dict[str, PolicyPatch]:
     """Every policy of these files and directories by its file's name. Raises BadPolicy."""
     found: dict[str, PolicyPatch] = {}
-    for file in _yaml_files(paths, BadPolicy):
-        text = yamltext.load(_read(file, BadPolicy), source=str(file), error=BadPolicy)
-        found[file.stem] = _validated(PolicyPatch, text, BadPolicy)
+    for file in yamlfiles.listed(paths, BadPolicy):
+        text = yamlfiles.read(file, BadPolicy)
+        found[file.stem] = yamlfiles.record(PolicyPatch, text, BadPolicy)
     return found
 
 
@@ -182,26 +174,6 @@ def as_reasoner(found: object, what: str) -> Reasoner:
         f"{what}: the reasoner is none", value=type(found).__name__,
         expected="a ReasonerBase, or a function of a session",
     )  # fmt: skip
-
-
-def _yaml_files(paths: Iterable[str | Path], error: type[MeshError]) -> list[Path]:
-    files: list[Path] = []
-    for path in map(Path, paths):
-        if path.suffix in {".yaml", ".yml"}:
-            if not path.is_file():
-                raise error("a file that the settings name is not there", value=str(path))
-            files.append(path)
-        else:
-            files += sorted([*path.glob("*.yaml"), *path.glob("*.yml")])
-    return files
-
-
-def _read(path: Path, error: type[MeshError]) -> bytes:
-    try:
-        with path.open("rb") as file:
-            return file.read(yamltext.LIMIT_BYTES + 1)
-    except OSError as exc:
-        raise error("a file cannot be read", value=f"{path}: {exc.strerror}") from None
 
 
 def _imported(name: str, agent: str) -> object:
@@ -221,13 +193,13 @@ def _checked(text: YamlText, policies: Mapping[str, PolicyPatch], *, needs_reaso
         raise BadAgentFile(f"{text.where()} is not an object", value=data, expected="agent: name, reasoner: …")
     if isinstance(named := data.get("policy"), str):
         if named not in policies:
-            _unknown(text, ("policy",), "names a policy that does not exist", named, policies)
+            yamlfiles.unknown(text, ("policy",), "names a policy that does not exist", named, policies, BadAgentFile)
         patch = policies[named].model_dump(mode="json", exclude_none=True)
         text = YamlText({**data, "policy": patch}, text.source, text.marks)
     elif "policy" not in data and "default" in policies:
         patch = policies["default"].model_dump(mode="json", exclude_none=True)
         text = YamlText({**data, "policy": patch}, text.source, text.marks)
-    spec = _validated(AgentSpec, text, BadAgentFile)
+    spec = yamlfiles.record(AgentSpec, text, BadAgentFile)
     try:
         check_permissions(spec.grants, wildcards=True)
     except BadPermission as exc:
@@ -249,38 +221,3 @@ def _attach(spec: AgentSpec, text: YamlText) -> None:
             rules, source=text.where("reasoner", "rules"),
             where=lambda *path: text.where("reasoner", "rules", *path),
         )  # fmt: skip
-
-
-def _validated(model: type[T], text: YamlText, error: type[MeshError]) -> T:
-    """The record `text` says. Read as JSON, because strict records take arrays only from there."""
-    try:
-        return model.model_validate_json(json.dumps(text.data))
-    except ValidationError as exc:
-        first = exc.errors(include_url=False, include_context=False)[0]
-    path: tuple[str | int, ...] = ()
-    for part in first["loc"]:
-        path = (*path, part) if (*path, part) in text.marks else path
-    key = str(first["loc"][-1]) if first["loc"] else text.source
-    if first["type"] == "extra_forbidden":
-        _unknown(text, path, "has a key that means nothing", key, _keys(first["loc"], model), error)
-    if first["type"] == "missing":
-        raise error(f"{text.where(*path)}: a key is missing", value=key, expected=f"{key}: …")
-    name = ".".join(str(part) for part in first["loc"]) or text.source
-    raise error(f"{text.where(*path)}: {name} is not allowed", value=first["input"], expected=first["msg"])
-
-
-def _keys(path: tuple[str | int, ...], model: type[BaseModel]) -> Iterable[str]:
-    """The keys allowed where `path` names one that is not."""
-    for part in path[:-1]:
-        model = NESTED.get(str(part), model)
-    return model.model_fields
-
-
-def _unknown(
-    text: YamlText, path: tuple[str | int, ...], what: str, value: str, known: Iterable[str],
-    error: type[MeshError] = BadAgentFile,
-) -> NoReturn:  # fmt: skip
-    names = sorted(known)
-    near = difflib.get_close_matches(value, names, n=1)
-    expected = f"one of {', '.join(names) or 'none'}" + (f" · did you mean {near[0]}?" if near else "")
-    raise error(f"{text.where(*path)} {what}", value=value, expected=expected)
