@@ -56,12 +56,14 @@ def test_f01_an_agent_worker_killed_at_any_point_leaves_a_trace_that_ends(
     else:
         trace = bench.start(shape, 3)
         until(lambda: not doomed.running, what="the armed death")
+    before = time.monotonic()
     bench.worker("agents")
     began = time.monotonic()
+    start_s = began - before  # of a worker on this machine now; what was lost with one runs alone, in a process more
     if point == "beat.before":
         trace = bench.start(shape, 3)
-    trace.result(timeout=20)
-    assert time.monotonic() - began < LEASE_S + 2 + SLACK_S
+    trace.result(timeout=60)
+    assert time.monotonic() - began < LEASE_S + 2 + SLACK_S + 3 * start_s
     bench.settle()
     answers = Counter(one.idem_key for one in bench.ledger() if one.kind == "reason" and one.name == "worker")
     turns = 3 if shape == "loop" else 1
