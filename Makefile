@@ -74,11 +74,11 @@ sizes: $(VENV)/.dev-ready  ## modules and functions over the sizes we aim at
 
 lock: $(VENV)/.dev-ready  ## write the lock files anew; UPGRADE=1 takes newer releases
 	@$(BIN)/python -c "import uv" 2>/dev/null || $(PIP) install --quiet uv
-	@$(LOCK) $(if $(UPGRADE),--upgrade) --extra embedded pyproject.toml requirements/dev.in \
+	@$(LOCK) $(if $(UPGRADE),--upgrade) --extra embedded --extra llm pyproject.toml requirements/dev.in \
 	  -o requirements/dev.lock
-	@$(LOCK) --extra embedded pyproject.toml requirements/run.in \
+	@$(LOCK) --extra embedded --extra llm pyproject.toml requirements/run.in \
 	  -c requirements/dev.lock -o requirements/demo.lock
-	@$(LOCK) pyproject.toml requirements/run.in -c requirements/dev.lock -o requirements/run.lock
+	@$(LOCK) --extra llm pyproject.toml requirements/run.in -c requirements/dev.lock -o requirements/run.lock
 
 env: $(VENV)/.dev-ready  ## the development environment in $(VENV)
 

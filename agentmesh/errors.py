@@ -30,6 +30,7 @@ class MeshError(Exception):
         self.value = None if value is None else _shown(value)
         self.expected = expected or type(self).expected
         self.next = next or type(self).next
+        self.about: dict[str, Any] = {}  # recorded beside the parts where this failed a call or a reasoner
 
     def parts(self) -> dict[str, Any]:
         """Code, what, value, expected, next: the shape every door prints."""
@@ -341,6 +342,28 @@ class OutcomeUnknown(MeshError):
     next = "agentmesh trace show"
 
 
+class ModelUnreachable(MeshError):
+    """A model's endpoint does not answer, or not to the end: trying again may help."""
+
+    code = "E_MODEL"
+    exit_code = 5
+    expected = "an OpenAI-compatible endpoint that answers to the end"
+    next = "agentmesh trace show"
+
+
+class ModelBusy(MeshError):
+    """A model's endpoint asked to come again, `after` so many seconds (None: it did not say when)."""
+
+    code = "E_MODEL_BUSY"
+    exit_code = 5
+    expected = "an endpoint with room for one more question"
+    next = "agentmesh trace show"
+
+    def __init__(self, what: str, *, after: float | None = None, **parts: Any) -> None:
+        super().__init__(what, **parts)
+        self.after = after
+
+
 class WorkerEnded(MeshError):
     """A worker process that should run does not."""
 
@@ -416,6 +439,20 @@ class BadAction(MeshError):
     code = "E_ACTION"
     expected = '{"answer": …} or {"tools": [...], "strategy", "require"}'
     next = "agentmesh trace show"
+
+
+class ModelRefused(MeshError):
+    """What a model's endpoint answered means that asking again cannot help."""
+
+    code = "E_MODEL_REFUSED"
+    expected = "base_url, model and key of an OpenAI-compatible endpoint"
+    next = "agentmesh agents show"
+
+
+class ModelOverLimit(MeshError):
+    code = "E_MODEL_LIMIT"
+    expected = "a question and an answer within the limits of the agent's file (max_tokens, max_bytes)"
+    next = "agentmesh agents show"
 
 
 class TimedOut(MeshError):

@@ -21,8 +21,8 @@ T = TypeVar("T")
 
 PERMANENT = frozenset({
     "E_TOOL_UNKNOWN", "E_FORBIDDEN", "E_ARGUMENTS", "E_RESULT", "E_ACTION", "E_JSON", "E_PAYLOAD_TOO_LARGE", "E_RULE",
-    "E_TOOL_COMMITTED", "E_DEPTH", "E_AGENT_UNKNOWN", "E_INTENT_UNKNOWN", "E_CALLBACK", "E_BLOB",
-    "E_TARGET", "E_ANSWER",
+    "E_TOOL_COMMITTED", "E_DEPTH", "E_AGENT_UNKNOWN", "E_INTENT_UNKNOWN", "E_CALLBACK", "E_BLOB", "E_TARGET", "E_ANSWER",
+    "E_MODEL_REFUSED", "E_MODEL_LIMIT",
 })  # fmt: skip
 
 
@@ -85,10 +85,11 @@ def _said(exc: BaseException, code: str) -> Failure:
         case Raised(cause=cause):
             return _said(cause, code)
         case MeshError():
-            detail = {"value": exc.value, "expected": exc.expected}
+            detail = {"value": exc.value, "expected": exc.expected, **exc.about}
             return Failure(
-                exc.code, exc.what, permanent=exc.code in PERMANENT or isinstance(exc, BadJson), detail=detail
-            )
+                exc.code, exc.what, permanent=exc.code in PERMANENT or isinstance(exc, BadJson),
+                after_s=_pause_s(getattr(exc, "after", None)), detail=detail,
+            )  # fmt: skip
         case Permanent():
             return Failure(code, str(exc) or "permanent failure", permanent=True, detail={"type": "Permanent"})
         case Retry():
