@@ -21,6 +21,7 @@ _HOMES = {
     "BehaviorPlan": "agentmesh.execution.plan",
     "CallbackHandler": "agentmesh.execution.callbacks",
     "ContextBinder": "agentmesh.state.contexts",
+    "DataAdapter": "agentmesh.execution.adapters",
     "Executor": "agentmesh.execution.executors",
     "MemoryEngine": "agentmesh.state.memory",
     "MemoryEntry": "agentmesh.state.memory",
@@ -54,6 +55,7 @@ __all__ = [
     "BehaviorPlan",
     "CallbackHandler",
     "ContextBinder",
+    "DataAdapter",
     "Executor",
     "MemoryEngine",
     "MemoryEntry",
@@ -86,6 +88,7 @@ if TYPE_CHECKING:
     from agentmesh.coordination.container import AgentRuntime, RuntimeContainer
     from agentmesh.coordination.controller import AgentController
     from agentmesh.coordination.registry import AgentRegistry
+    from agentmesh.execution.adapters import DataAdapter
     from agentmesh.execution.callbacks import CallbackHandler, register_callback
     from agentmesh.execution.executors import Executor, ParallelExecutor, SequentialExecutor
     from agentmesh.execution.plan import BehaviorPlan

@@ -93,6 +93,22 @@ class BadRule(MeshError):
     next = "agentmesh agents list"
 
 
+class BadToolFile(MeshError):
+    code = "E_TOOL_FILE"
+    exit_code = 2
+    expected = "a tool file: tool, arguments, result and one adapter"
+    next = "agentmesh tools list"
+
+
+class SecretMissing(MeshError):
+    """A secret that a declaration names. Its value is in no message."""
+
+    code = "E_SECRET"
+    exit_code = 2
+    expected = "the variable AGENTMESH_SECRET_<NAME>, or AGENTMESH_SECRET_<NAME>_FILE"
+    next = "agentmesh config show"
+
+
 class BadTool(MeshError):
     code = "E_TOOL_DECLARATION"
     exit_code = 2

@@ -39,7 +39,7 @@ from agentmesh.coordination.heartbeat import Heart, here
 from agentmesh.coordination.notes import Notes
 from agentmesh.coordination.registry import AgentRegistry
 from agentmesh.coordination.rescuer import Pace, Rescuer
-from agentmesh.errors import NoSigningKey, PluginRefused
+from agentmesh.errors import BadToolFile, NoSigningKey, PluginRefused
 from agentmesh.execution.callbacks import CallbackHandler
 from agentmesh.execution.executors import EXECUTORS
 from agentmesh.execution.plan import BehaviorPlan
@@ -47,9 +47,10 @@ from agentmesh.execution.router import ToolRouter
 from agentmesh.execution.runner import Alone, ToolRunner
 from agentmesh.execution.tools import TOOLS, ToolRegistry
 from agentmesh.execution.views import Parts
-from agentmesh.infrastructure import migrate
+from agentmesh.infrastructure import migrate, yamlfiles
 from agentmesh.infrastructure.database import Database, Row
 from agentmesh.infrastructure.logging import configure, redact
+from agentmesh.infrastructure.secrets import secret
 from agentmesh.infrastructure.settings import Settings
 from agentmesh.infrastructure.settings import load as load_settings
 from agentmesh.records import Intent, Ring
@@ -231,11 +232,18 @@ class Mesh:
         return registry
 
     def load_code(self) -> None:
-        """Import what the settings list, and nothing else: the user's modules, and plugins at their pinned version."""
+        """Import what the settings list, and nothing else: the user's modules, plugins at their pinned version, and the
+        tools that files declare."""
         for module in self.settings.tools.imports:
             importlib.import_module(module)
         for listed in self.settings.tools.plugins:
             _load_plugin(listed)
+        files = yamlfiles.listed([self._root / one for one in self.settings.tools.paths], BadToolFile)
+        if files:
+            from agentmesh.execution.adapters import load_tools  # noqa: PLC0415 - an HTTP client, 0.2 s
+
+            for tool in load_tools(files, secret):
+                self.tools.register(tool)
 
     @cached_property
     def tool_router(self) -> ToolRouter:

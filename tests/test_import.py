@@ -15,8 +15,8 @@ import agentmesh
 
 PUBLIC = [
     "ACPClient", "ACPServer", "Action", "AgentController", "AgentRegistry", "AgentRuntime", "BIRRouter", "BehaviorPlan",
-    "CallbackHandler", "ContextBinder", "Executor", "MemoryEngine", "MemoryEntry", "ParallelExecutor", "ReasonerBase",
-    "RuleReasoner", "RuntimeContainer", "SequentialExecutor", "SessionBuilder", "SessionManager", "TaskManager",
+    "CallbackHandler", "ContextBinder", "DataAdapter", "Executor", "MemoryEngine", "MemoryEntry", "ParallelExecutor",
+    "ReasonerBase", "RuleReasoner", "RuntimeContainer", "SequentialExecutor", "SessionBuilder", "SessionManager", "TaskManager",
     "ToolContext", "ToolRegistry", "ToolRouter", "Trace", "TraceWriter", "Verdict", "define_agent", "register_callback",
     "register_tool",
 ]  # fmt: skip

@@ -1,7 +1,7 @@
 """Tools: plain functions that agents may call, with schemas from their type hints.
 
-`@register_tool` puts a function into the process's registry; workers announce what is there. A tool's arguments and
-its result are checked by pydantic, strictly, unknown arguments refused. Nothing is ever imported from data.
+`@register_tool` puts a function into the process's registry; workers announce what is there. Nothing is ever imported
+from data.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from datetime import datetime
 from typing import Any, Protocol
 from uuid import UUID
 
-from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError, create_model
+from pydantic import ConfigDict, TypeAdapter, create_model
 from pydantic.errors import PydanticUserError
 
-from agentmesh.errors import BadArguments, BadResult, BadTool, UnknownTool
-from agentmesh.infrastructure import jsontext
+from agentmesh.errors import BadTool, UnknownTool
+from agentmesh.execution.schemas import Arguments, Hinted, Result, Returned, line
 from agentmesh.records import Backoff, Effect, Json, check_name, check_permissions, tool_queue
 
 TX_LIMIT_S = 5.0
@@ -92,8 +92,8 @@ class Tool:
     backoff: Backoff
     description: str
     takes_ctx: bool
-    arguments: type[BaseModel]
-    returns: TypeAdapter[Any] | None
+    arguments: Arguments
+    returns: Result
 
     @property
     def queue(self) -> str:
@@ -101,40 +101,19 @@ class Tool:
 
     def check(self, args: Mapping[str, Json]) -> dict[str, Any]:
         """`args` as the function takes them. Raises BadArguments; no argument reaches `ctx`."""
-        try:
-            text = jsontext.dumps(args, what=f"the arguments of {self.name}")
-            model = self.arguments.model_validate_json(text, strict=True, extra="forbid")  # in a user's models too
-        except ValidationError as exc:
-            first = exc.errors(include_url=False, include_context=False)[0]
-            where = ".".join(str(part) for part in first["loc"]) or "arguments"
-            raise BadArguments(f"{self.name} does not take these arguments: {where}: {first['msg']}",
-                               value=first["input"]) from exc  # fmt: skip
-        return {name: getattr(model, name) for name in self.arguments.model_fields}
+        return self.arguments.check(self.name, args)
 
     def output(self, value: Any) -> Json:
-        """`value` as JSON. Raises BadResult when the return annotation does not allow it."""
-        try:
-            if self.returns is not None:
-                self.returns.validate_python(value, strict=True)
-                value = self.returns.dump_python(value, mode="json")
-            return jsontext.loads(jsontext.dumps(value, what=f"the result of {self.name}"), what="a result")
-        except (ValidationError, ValueError, TypeError) as exc:
-            raise BadResult(
-                f"{self.name} returned what its annotation does not allow: {_line(exc)}", value=value
-            ) from exc
+        """`value` as JSON. Raises BadResult when the tool may not return it."""
+        return self.returns.output(self.name, value)
 
     def spec(self) -> dict[str, Json]:
         """What is announced: everything but the code."""
         return {
             "description": self.description, "timeout_s": self.timeout_s, "attempts": self.attempts,
             "inline": self.inline, "tx": self.tx, "backoff": self.backoff.model_dump(),
-            "arguments": self.arguments.model_json_schema(),
-            "returns": self.returns.json_schema(mode="serialization") if self.returns else None,
+            "arguments": self.arguments.schema(), "returns": self.returns.schema(),
         }  # fmt: skip
-
-
-def _line(exc: Exception) -> str:
-    return str(exc).strip().splitlines()[-1].strip() if isinstance(exc, ValidationError) else str(exc)
 
 
 class ToolRegistry:
@@ -197,12 +176,11 @@ def register_tool(  # noqa: PLR0913 - the public declaration, every part optiona
 
     def declare(function: Callable[..., Any]) -> Callable[..., Any]:
         target = _adopt(task) if task is not None else function
-        (registry or TOOLS).register(_tool(
-            check_name(name, "a tool"), target, needs=check_permissions(needs),
+        tries = attempts or (None if task is None or effect == "once" else 1 + (task.max_retries or 0))
+        (registry or TOOLS).register(make_tool(
+            name, target, needs=needs, attempts=tries, effect=effect, inline=inline, tx=tx,
             timeout_s=timeout or (TX_LIMIT_S if tx else getattr(task, "time_limit", None) or 60.0),
-            attempts=attempts or (1 if effect == "once" else _task_attempts(task)), effect=effect, inline=inline, tx=tx,
-            group=check_name(queue or getattr(task, "queue", None) or "tools", "a tool queue"), version=version,
-            backoff=backoff or Backoff(),
+            group=queue or getattr(task, "queue", None) or "tools", version=version, backoff=backoff or Backoff(),
         ))  # fmt: skip
         return function
 
@@ -211,30 +189,38 @@ def register_tool(  # noqa: PLR0913 - the public declaration, every part optiona
     return declare
 
 
-def _task_attempts(task: Adopted | None) -> int:
-    return 3 if task is None else 1 + (task.max_retries or 0)
+def make_tool(  # noqa: PLR0913 - the whole declaration
+    name: str, function: Callable[..., Any], *, needs: Iterable[str], timeout_s: float, attempts: int | None,
+    effect: Effect, inline: bool, group: str, version: str, backoff: Backoff, tx: bool = False,
+    description: str | None = None, arguments: Arguments | None = None, returns: Result | None = None,
+) -> Tool:  # fmt: skip
+    """A tool of this declaration. Without `arguments` and `returns` type hints say what they are; with them it takes ctx.
 
-
-def _tool(name: str, function: Callable[..., Any], *, effect: Effect, inline: bool, tx: bool, **rest: Any) -> Tool:
+    Raises BadTool, BadName or BadPermission.
+    """
     if effect == "once" and inline:
         raise BadTool("a tool with effect='once' cannot be inline", value=name, expected="inline=False")
-    if effect == "once" and rest["attempts"] != 1:
-        raise BadTool("a tool with effect='once' has one attempt", value=rest["attempts"], expected="attempts=1")
+    if effect == "once" and attempts not in {None, 1}:
+        raise BadTool("a tool with effect='once' has one attempt", value=attempts, expected="attempts=1")
     if effect not in {"repeatable", "keyed", "once"}:
         raise BadTool("a tool has an unknown effect", value=effect, expected="repeatable, keyed or once")
-    if tx and rest["timeout_s"] > TX_LIMIT_S:
-        raise BadTool("a transactional tool may take 5 s at most", value=rest["timeout_s"], expected="timeout <= 5")
+    if tx and timeout_s > TX_LIMIT_S:
+        raise BadTool("a transactional tool may take 5 s at most", value=timeout_s, expected="timeout <= 5")
     if tx and inspect.iscoroutinefunction(function):
         raise BadTool("a transactional tool is not async", value=name, expected="a plain function")
-    takes_ctx, arguments, returns = _schema(name, function)
-    text = inspect.getdoc(function) or ""
+    takes_ctx = True
+    if arguments is None or returns is None:
+        takes_ctx, arguments, returns = _schema(name, function)
+    text = description if description is not None else inspect.getdoc(function) or ""
     return Tool(
-        name=name, function=function, effect=effect, inline=inline, tx=tx, description=text.split("\n\n")[0],
-        takes_ctx=takes_ctx, arguments=arguments, returns=returns, **rest,
+        name=check_name(name, "a tool"), function=function, needs=check_permissions(needs), timeout_s=timeout_s,
+        attempts=attempts or (1 if effect == "once" else 3), effect=effect, inline=inline, tx=tx,
+        group=check_name(group, "a tool queue"), version=version, backoff=backoff, description=text.split("\n\n")[0],
+        takes_ctx=takes_ctx, arguments=arguments, returns=returns,
     )  # fmt: skip
 
 
-def _schema(name: str, function: Callable[..., Any]) -> tuple[bool, type[BaseModel], TypeAdapter[Any] | None]:
+def _schema(name: str, function: Callable[..., Any]) -> tuple[bool, Hinted, Returned]:
     signature = inspect.signature(function)
     try:
         hints = typing.get_type_hints(function, include_extras=True)
@@ -254,8 +240,8 @@ def _schema(name: str, function: Callable[..., Any]) -> tuple[bool, type[BaseMod
         arguments = create_model(f"{name}_arguments", __config__=ConfigDict(strict=True, extra="forbid"), **fields)
         returns = TypeAdapter(hints["return"]) if hints.get("return") not in {None, Any} else None
     except (PydanticUserError, NameError, TypeError) as exc:
-        raise BadTool(f"no schema can be made of {name}: {_line(exc)}", value=name) from exc
-    return takes_ctx, arguments, returns
+        raise BadTool(f"no schema can be made of {name}: {line(exc)}", value=name) from exc
+    return takes_ctx, Hinted(arguments), Returned(returns)
 
 
 def _adopt(task: Adopted) -> Callable[..., Any]:
