@@ -12,6 +12,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "ACPClient": "agentmesh.wiring",
+    "ACPGateway": "agentmesh.console.gateway",
     "ACPServer": "agentmesh.communication.server",
     "Action": "agentmesh.records",
     "AgentController": "agentmesh.coordination.controller",
@@ -46,6 +47,7 @@ _HOMES = {
 
 __all__ = [
     "ACPClient",
+    "ACPGateway",
     "ACPServer",
     "Action",
     "AgentController",
@@ -85,6 +87,7 @@ if TYPE_CHECKING:
     from agentmesh.behavior.session import SessionBuilder
     from agentmesh.communication.client import Trace
     from agentmesh.communication.server import ACPServer
+    from agentmesh.console.gateway import ACPGateway
     from agentmesh.coordination.container import AgentRuntime, RuntimeContainer
     from agentmesh.coordination.controller import AgentController
     from agentmesh.coordination.registry import AgentRegistry

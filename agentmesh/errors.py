@@ -179,6 +179,21 @@ class PayloadTooLarge(MeshError):
     next = "agentmesh submit --dry-run"
 
 
+class BadRequest(MeshError):
+    """A request over HTTP that no route takes as it is. `faults` are pairs of a JSON pointer and what is wrong there."""
+
+    code = "E_REQUEST"
+    exit_code = 2
+    expected = "a request as /openapi.json describes it"
+    next = "agentmesh gateway --help"
+
+    def __init__(
+        self, what: str, *, status: int = 422, faults: tuple[tuple[str, str], ...] = (), **parts: Any
+    ) -> None:  # fmt: skip
+        super().__init__(what, **parts)
+        self.status, self.faults = status, faults
+
+
 class BadName(MeshError):
     code = "E_NAME"
     exit_code = 2
@@ -235,6 +250,13 @@ class UnknownLetter(MeshError):
     next = "agentmesh dlq list"
 
 
+class UnknownPage(MeshError):
+    code = "E_PAGE_UNKNOWN"
+    exit_code = 3
+    expected = "a path that /openapi.json lists"
+    next = "agentmesh gateway --help"
+
+
 class UnknownKey(MeshError):
     code = "E_KEY_UNKNOWN"
     exit_code = 3
@@ -271,6 +293,46 @@ class KeyContended(MeshError):
     exit_code = 4
     expected = "a transaction at read committed, or a key nobody else is using"
     next = "agentmesh submit --key"
+
+
+class TraceTaken(MeshError):
+    """Another intent has this trace id already."""
+
+    code = "E_TRACE_TAKEN"
+    exit_code = 4
+    expected = "a trace id that is new, as UUIDv7 are"
+    next = "agentmesh submit"
+
+
+class TooLate(MeshError):
+    """An order to a trace that has ended."""
+
+    code = "E_TOO_LATE"
+    exit_code = 4
+    expected = "a trace that has not ended"
+    next = "agentmesh trace show"
+
+
+class Unauthenticated(MeshError):
+    """Credentials that are not believed; the message never tells why."""
+
+    code = "E_UNAUTHENTICATED"
+    exit_code = 4
+    expected = "a bearer token or an API key that is in force"
+    next = "agentmesh keys list"
+
+
+class RateLimited(MeshError):
+    """Too much in too short a time; after `after_s` seconds there is room again."""
+
+    code = "E_RATE"
+    exit_code = 4
+    expected = "fewer requests at a time"
+    next = "agentmesh config show"
+
+    def __init__(self, what: str, *, after_s: float = 1.0, **parts: Any) -> None:
+        super().__init__(what, **parts)
+        self.after_s = after_s
 
 
 class NotRetryable(MeshError):
@@ -339,6 +401,24 @@ class BrokerUnreachable(MeshError):
     code = "E_BROKER"
     exit_code = 5
     expected = "a broker that answers"
+    next = "agentmesh doctor"
+
+
+class GatewayUnreachable(MeshError):
+    """No answer of a gateway; what was sent may have been accepted. Sending it again under its key is safe."""
+
+    code = "E_GATEWAY"
+    exit_code = 5
+    expected = "a gateway that answers"
+    next = "agentmesh gateway"
+
+
+class Overloaded(MeshError):
+    """The gateway does not answer this now: too much at once, or what is behind it hangs."""
+
+    code = "E_OVERLOADED"
+    exit_code = 5
+    expected = "an answer in time; the same request again, under the same key, is safe"
     next = "agentmesh doctor"
 
 

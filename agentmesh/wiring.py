@@ -16,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, NoReturn
+from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 import structlog
 
@@ -61,6 +61,9 @@ from agentmesh.state.contexts import ContextBinder, SessionManager
 from agentmesh.state.events import TraceWriter
 from agentmesh.state.keys import KeyTable
 from agentmesh.state.leases import Worker
+
+if TYPE_CHECKING:
+    from agentmesh.console.gateway import ACPGateway
 
 log = structlog.get_logger("agentmesh")
 
@@ -175,12 +178,23 @@ class Mesh:
 
         Raises NoSigningKey when production has none, or when it is not registered.
         """
+        return self._key_of(self.tenant)
+
+    def _key_of(self, tenant: str) -> SigningKey:
+        """The key this process signs with for a tenant; `{tenant}` in keys.private is its name."""
         settings = self.settings
         path = settings.keys.private
         if path is None and settings.mesh.environment == "development":
-            path = self._root / settings.mesh.home / "keys" / "private.pem"
-        key = signing_key(path, environment=settings.mesh.environment, tenant=self.tenant)
-        if self.key_table.row(key.kid) is None:
+            name = "private.pem" if tenant == self.tenant else f"tenant-{tenant}.pem"
+            path = self._root / settings.mesh.home / "keys" / name
+        elif path is not None and "{tenant}" in str(path):
+            path = Path(str(path).replace("{tenant}", tenant))
+        key = signing_key(path, environment=settings.mesh.environment, tenant=tenant)
+        row = self.key_table.row(key.kid)
+        if row is not None and row["tenant_id"] != tenant:
+            raise NoSigningKey("this signing key is registered for another tenant", value=key.kid,
+                               expected=f"a key of tenant {tenant}; keys.private may say {{tenant}}")  # fmt: skip
+        if row is None:
             if settings.mesh.environment == "production":
                 raise NoSigningKey("this signing key is not registered", value=key.kid,
                                    expected="a key that 'agentmesh keys new' registered")  # fmt: skip
@@ -193,7 +207,22 @@ class Mesh:
 
     @cached_property
     def client(self) -> DirectClient:
-        key = self.key
+        return self._client_with(self.key)
+
+    def client_of(self, tenant: str) -> DirectClient:
+        """The client of a tenant that a gateway serves. Raises NoSigningKey where this process has no key for it."""
+        if tenant == self.tenant:
+            return self.client
+        made = self._clients.get(tenant)
+        if made is None:
+            made = self._clients[tenant] = self._client_with(self._key_of(tenant))
+        return made
+
+    @cached_property
+    def _clients(self) -> dict[str, DirectClient]:
+        return {}
+
+    def _client_with(self, key: SigningKey) -> DirectClient:
         row = self.key_table.row(key.kid)
         return DirectClient(
             self.db, key=key, grants=row["grants"] if row else (), mesh=self.settings.mesh.name,
@@ -214,6 +243,26 @@ class Mesh:
     @cached_property
     def contexts(self) -> ContextBinder:
         return ContextBinder(self.db, tenant_id=self.tenant)
+
+    # --- over HTTP --------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def gateway(self) -> ACPGateway:
+        """The ASGI application: intents, traces and orders over HTTP."""
+        from agentmesh.console.auth import Authenticator  # noqa: PLC0415 - FastAPI, only where it is used
+        from agentmesh.console.gateway import ACPGateway  # noqa: PLC0415
+        from agentmesh.console.parts import Parts as Doors  # noqa: PLC0415
+        from agentmesh.console.rates import Proxies, Rates, Streams  # noqa: PLC0415
+
+        section, name = self.settings.gateway, self.settings.mesh.name
+        counted = section.rates_url.get_secret_value() if section.rates_url else self.broker_url
+        return ACPGateway(Doors(
+            section=section, mesh=name, db=self.db, blobs=self.blobs, keys=self.keys, client_of=self.client_of,
+            ring=self.doorbell.ring, now_s=now_s,
+            authenticator=Authenticator(self.key_table, section, tenant=self.tenant, now_s=now_s, root=self._root),
+            rates=Rates(section, counted if counted.startswith("redis") else None, mesh=name),
+            streams=Streams(section), proxies=Proxies(section.proxies), cursor_key=self.key.derive("cursors"),
+        ))  # fmt: skip
 
     # --- working ----------------------------------------------------------------------------------------------------
 

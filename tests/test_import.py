@@ -14,14 +14,14 @@ import pytest
 import agentmesh
 
 PUBLIC = [
-    "ACPClient", "ACPServer", "Action", "AgentController", "AgentRegistry", "AgentRuntime", "BIRRouter", "BehaviorPlan",
-    "CallbackHandler", "ContextBinder", "DataAdapter", "Executor", "MemoryEngine", "MemoryEntry", "ParallelExecutor",
-    "ReasonerBase", "RuleReasoner", "RuntimeContainer", "SequentialExecutor", "SessionBuilder", "SessionManager", "TaskManager",
-    "ToolContext", "ToolRegistry", "ToolRouter", "Trace", "TraceWriter", "Verdict", "define_agent", "register_callback",
-    "register_tool",
+    "ACPClient", "ACPGateway", "ACPServer", "Action", "AgentController", "AgentRegistry", "AgentRuntime",
+    "BIRRouter", "BehaviorPlan", "CallbackHandler", "ContextBinder", "DataAdapter", "Executor", "MemoryEngine",
+    "MemoryEntry", "ParallelExecutor", "ReasonerBase", "RuleReasoner", "RuntimeContainer", "SequentialExecutor",
+    "SessionBuilder", "SessionManager", "TaskManager", "ToolContext", "ToolRegistry", "ToolRouter", "Trace",
+    "TraceWriter", "Verdict", "define_agent", "register_callback", "register_tool",
 ]  # fmt: skip
 HEAVY = {"celery", "kombu", "sqlalchemy", "psycopg", "pydantic", "pydantic_core", "structlog", "cryptography", "joserfc",
-         "alembic", "typer", "rich", "redis", "yaml", "asyncio", "importlib.metadata"}  # fmt: skip
+         "alembic", "typer", "rich", "redis", "yaml", "fastapi", "httpx", "asyncio", "importlib.metadata"}  # fmt: skip
 MEASURE = """
 import json, sys, threading, time
 before = set(sys.modules)

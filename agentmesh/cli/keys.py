@@ -1,4 +1,4 @@
-"""`agentmesh keys new | list | revoke`: whose envelopes are believed. Private halves are never printed."""
+"""`agentmesh keys new | issue | register | list | revoke`: who is believed. Private halves are never printed."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import typer
 from agentmesh.cli.output import document, moment, pairs, say, table
 from agentmesh.cli.session import Json, opened, settings_of
 
-app = typer.Typer(name="keys", help="Signing keys.", no_args_is_help=True)
+app = typer.Typer(name="keys", help="Signing keys, and API keys for the gateway.", no_args_is_help=True)
 
 
 @app.command()
@@ -53,6 +53,53 @@ def new(
         }
     )
     say("name the file in the settings: [keys] private")
+
+
+@app.command()
+def issue(
+    ctx: typer.Context,
+    owner: Annotated[str, typer.Argument(help="Whose it is.")],
+    grant: Annotated[
+        list[str] | None, typer.Option(help="What it may do, as traces:read, or may give to intents; repeatable.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Make an API key for a machine that talks to the gateway. It is printed once; only a digest of it is kept."""
+    from agentmesh.communication.keys import new_api_key
+    from agentmesh.records import check_permissions
+
+    grants = check_permissions(grant or [], wildcards=True)
+    with opened(ctx) as mesh:
+        kid, token, digest = new_api_key()
+        mesh.key_table.register(kid=kid, tenant_id=mesh.tenant, owner=owner, public=digest, grants=grants)
+    if as_json:
+        document("key", kid=kid, tenant=mesh.tenant, owner=owner, grants=list(grants), token=token)
+        return
+    pairs({"key": kid, "tenant": mesh.tenant, "owner": owner, "grants": ", ".join(grants) or "none", "token": token})
+    say("keep the token now: it is not shown again")
+
+
+@app.command()
+def register(
+    ctx: typer.Context,
+    path: Annotated[Path, typer.Argument(help="A PEM file with the public half of an Ed25519 key.")],
+    owner: Annotated[str, typer.Option(help="Whose it is.")],
+    grant: Annotated[list[str] | None, typer.Option(help="A permission its owner may give; repeatable.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Believe what a producer signs that keeps its private half itself."""
+    from agentmesh.communication.keys import kid_of, read_public
+    from agentmesh.records import check_permissions
+
+    grants = check_permissions(grant or [], wildcards=True)
+    public = read_public(path)
+    kid = kid_of(public)
+    with opened(ctx) as mesh:
+        mesh.key_table.register(kid=kid, tenant_id=mesh.tenant, owner=owner, public=public, grants=grants)
+    if as_json:
+        document("key", kid=kid, tenant=mesh.tenant, owner=owner, grants=list(grants))
+        return
+    pairs({"key": kid, "tenant": mesh.tenant, "owner": owner, "grants": ", ".join(grants) or "none"})
 
 
 @app.command("list")

@@ -17,7 +17,23 @@ import typer
 from typer._click.exceptions import NoArgsIsHelpError  # typer names it nowhere else
 
 from agentmesh import __version__
-from agentmesh.cli import agents, config, db, demo, dev, dlq, doctor, flower, keys, steer, submit, tools, trace, worker
+from agentmesh.cli import (
+    agents,
+    config,
+    db,
+    demo,
+    dev,
+    dlq,
+    doctor,
+    flower,
+    gateway,
+    keys,
+    steer,
+    submit,
+    tools,
+    trace,
+    worker,
+)
 from agentmesh.cli.output import report
 from agentmesh.cli.session import Given
 
@@ -36,6 +52,7 @@ for verb in (
     submit.submit,
     doctor.doctor,
     flower.flower,
+    gateway.gateway,
     steer.pause,
     steer.resume,
     steer.cancel,

@@ -11,7 +11,7 @@ import difflib
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 from uuid import UUID
 
@@ -119,6 +119,14 @@ class Trace:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """What a sender signed, and the key it is believed by."""
+
+    kid: str
+    jws: str
+
+
 class DirectClient:
     """Accepts intents into the mesh's own database."""
 
@@ -148,6 +156,29 @@ class DirectClient:
             point("dispatch.after_publish")
         return [Trace(one, self._key.tenant, self._db, self._blobs) for one in ids]
 
+    def admit(
+        self, intent: Intent, *, grants: Sequence[str], trace_id: UUID | None = None, evidence: Evidence | None = None
+    ) -> tuple[Trace, bool]:
+        """Accept one intent that came through a gateway; its trace, and whether this made it.
+
+        `grants` are those of who sent it. A `trace_id` of the sender's is its key where it brought no other: the same
+        intent again is the same trace. With `evidence` the sender's signature is kept in place of ours, and the row is
+        rung by its id alone. Raises what `send` raises, and TraceTaken.
+        """
+        made = self._accepted(intent, grants=grants, trace_id=trace_id)
+        if trace_id is not None and intent.idempotency_key is None:
+            made = replace(made, idem_key=f"envelope {trace_id}", digest=_digest(intent))  # no key holds a space
+        if evidence is not None:
+            made = replace(made, kid=evidence.kid, jws=evidence.jws)
+        point("dispatch.before_commit")
+        known, new = dispatch.accept_first(self._db, made)
+        point("dispatch.after_commit")
+        if new:
+            (ring,) = self._first_rings([made], [known]) or (None,)
+            self._ring([] if ring is None else [replace(ring, envelope=None)] if evidence else [ring])
+            point("dispatch.after_publish")
+        return Trace(known, self._key.tenant, self._db, self._blobs), new
+
     def check(self, intent: Intent) -> tuple[str, tuple[str, ...]]:
         """The queue this intent would go to and the permissions it would get; nothing is written.
 
@@ -167,14 +198,17 @@ class DirectClient:
 
     # --- one intent -----------------------------------------------------------------------------------------------
 
-    def _accepted(self, intent: Intent, *, tenant: str | None = None, grants: Sequence[str] | None = None) -> NewTrace:
+    def _accepted(
+        self, intent: Intent, *, tenant: str | None = None, grants: Sequence[str] | None = None,
+        trace_id: UUID | None = None,
+    ) -> NewTrace:  # fmt: skip
         """The rows of an intent: checked against its agent, its permissions expanded, its envelope signed."""
         tenant = tenant or self._key.tenant
         agent, granted = self._admitted(intent, tenant, self._grants if grants is None else grants)
         payload = intent.payload
         if len(jsontext.dumps(payload, what="the payload").encode()) > INLINE_PAYLOAD_BYTES:
             payload = self._blobs.put(tenant, payload, what="the payload")
-        trace_id, jti = new_id(), new_id()
+        trace_id, jti = trace_id or new_id(), new_id()
         envelope = Envelope(
             meta=Meta(trace_id=trace_id, timestamp=self._now_s(), from_=intent.from_id, to=intent.to_id),
             context=Context(context_id=intent.context_id, locale=intent.locale, permissions=granted),

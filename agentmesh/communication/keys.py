@@ -7,7 +7,10 @@ says; reading the table is state's business.
 
 from __future__ import annotations
 
+import hashlib
 import os
+import re
+import secrets
 import stat
 import tempfile
 from contextlib import suppress
@@ -17,11 +20,17 @@ from functools import cached_property
 from pathlib import Path
 from typing import Literal, Protocol
 
+from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from joserfc.errors import JoseError
 from joserfc.jwk import OKPKey
 
 from agentmesh.errors import Mistake, NoSigningKey, Unsafe
+
+API_KEY = "api:"  # begins the id of an API key; no thumbprint holds a colon, so no envelope is verified by one
+TOKEN = "amk_"  # noqa: S105 - how API tokens begin
+_API_TOKEN = re.compile(rf"{TOKEN}([0-9a-f]{{16}})_([A-Za-z0-9_-]{{43}})\Z")
 
 Environment = Literal["development", "production"]
 
@@ -40,6 +49,12 @@ class SigningKey:
         raw = self.private.public_key
         assert isinstance(raw, Ed25519PublicKey)  # noqa: S101 - `_signing_key` makes no other
         return raw.public_bytes_raw()
+
+    def derive(self, purpose: str) -> bytes:
+        """32 bytes that only holders of this key know, different for each purpose."""
+        raw = self.private.private_key
+        assert isinstance(raw, Ed25519PrivateKey)  # noqa: S101 - `_signing_key` makes no other
+        return HKDF(hashes.SHA256(), 32, salt=None, info=purpose.encode()).derive(raw.private_bytes_raw())
 
     def __reduce__(self) -> str | tuple[object, ...]:
         raise TypeError("a signing key is not pickled: it stays in the process that read it")
@@ -146,9 +161,35 @@ def public_key(key: SigningKey, *, owner: str, grants: tuple[str, ...], register
     return PublicKey(key.kid, key.tenant, key.public, owner, grants, registered_at)
 
 
+def read_public(path: Path) -> bytes:
+    """The 32 bytes of the public key in a PEM file. Raises Mistake."""
+    try:
+        key = OKPKey.import_key(path.read_bytes()[: 16 * 1024]).public_key
+    except (OSError, ValueError, TypeError, JoseError):
+        key = None
+    if not isinstance(key, Ed25519PublicKey):
+        raise Mistake("the file holds no public Ed25519 key", value=str(path), expected="a PEM file: PUBLIC KEY")
+    return key.public_bytes_raw()
+
+
 def kid_of(public: bytes) -> str:
     """The RFC 7638 thumbprint of an Ed25519 public key (32 bytes): 43 characters of base64url."""
     return OKPKey.import_key(Ed25519PublicKey.from_public_bytes(public)).thumbprint()
+
+
+# --- API keys: for machines that sign nothing. Only a digest of the secret is stored, in a row of the same table. -----
+
+
+def new_api_key() -> tuple[str, str, bytes]:
+    """A new API key: its id, the token its owner keeps, and the digest to register."""
+    kid, secret = f"{API_KEY}{secrets.token_hex(8)}", secrets.token_urlsafe(32)
+    return kid, f"{TOKEN}{kid.removeprefix(API_KEY)}_{secret}", hashlib.sha256(secret.encode()).digest()
+
+
+def api_key(token: str) -> tuple[str, bytes] | None:
+    """The id an API token names, and the digest of its secret; None when it is none."""
+    found = _API_TOKEN.match(token)
+    return (API_KEY + found[1], hashlib.sha256(found[2].encode()).digest()) if found else None
 
 
 def _signing_key(private: Ed25519PrivateKey, tenant: str) -> SigningKey:

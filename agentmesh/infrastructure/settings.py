@@ -76,6 +76,8 @@ Bytes = Annotated[int, BeforeValidator(_bytes), Field(gt=0)]
 """Written "64KiB", "16MiB", or as a number of bytes."""
 Strings = Annotated[tuple[str, ...], BeforeValidator(_listed)]
 Pool = Literal["threads", "prefork", "solo"]
+Rate = Annotated[str, Field(pattern=r"^[1-9]\d{0,8}/(second|minute|hour)$")]
+"""Written "600/minute"."""
 Address = Annotated[str, Field(pattern=r"^[A-Za-z0-9.:\[\]_-]+:\d{1,5}$")]
 
 
@@ -151,6 +153,36 @@ class FlowerSection(Section):
     """user:password; without it Flower listens on loopback only."""
 
 
+class GatewaySection(Section):
+    address: Address = "127.0.0.1:8700"
+    hosts: Strings = ()
+    origins: Strings = ()
+    proxies: Strings = ()
+    certificate: Path | None = None
+    certificate_key: Path | None = None
+    insecure: bool = False
+    """True: listens beyond loopback without TLS."""
+    issuer: str | None = None
+    """Who signs the JWTs that are believed; None: none are."""
+    audience: str | None = None
+    jwks: str | None = None
+    token_types: Strings = ("at+jwt",)
+    tenant_claim: str = "tenant"
+    permissions_claim: str = "permissions"
+    tenants: Strings = ()
+    """Values of the tenant claim, each "value" or "value=tenant"; none: only mesh.tenant."""
+    rate: Rate = "600/minute"
+    tenant_rate: Rate = "6000/minute"
+    failures: Rate = "60/minute"
+    rates_url: SecretStr | None = None
+    """Redis where requests are counted. None: the broker's, where it is Redis, else this process."""
+    body: Bytes = 1024 * 1024
+    streams: Annotated[int, Field(ge=1, le=10_000)] = 20
+    tenant_streams: Annotated[int, Field(ge=1, le=100_000)] = 200
+    connections: Annotated[int, Field(ge=1, le=100_000)] = 1000
+    timeout: Seconds = 5.0
+
+
 class LogSection(Section):
     level: Literal["debug", "info", "warning", "error"] = "info"
     format: Literal["auto", "text", "json"] = "auto"
@@ -171,6 +203,7 @@ class Settings(BaseModel):
     tools: ToolsSection = ToolsSection()
     worker: WorkerSection = WorkerSection()
     flower: FlowerSection = FlowerSection()
+    gateway: GatewaySection = GatewaySection()
     log: LogSection = LogSection()
 
     _origins: dict[str, str] = PrivateAttr(default_factory=dict)
@@ -210,8 +243,8 @@ KNOWN: dict[str, tuple[str, str]] = {
     for section, field in Settings.model_fields.items()
     for key in field.annotation.model_fields  # type: ignore[union-attr]
 }
-IN_BYTES = frozenset({"limits.inline_payload", "limits.blob"})
-SECRET = frozenset({"database.url", "broker.url", "flower.basic_auth"})
+IN_BYTES = frozenset({"limits.inline_payload", "limits.blob", "gateway.body"})
+SECRET = frozenset({"database.url", "broker.url", "flower.basic_auth", "gateway.rates_url"})
 
 
 def variable(name: str) -> str:
@@ -273,7 +306,7 @@ def _shown(name: str, value: object) -> str:
         case tuple():
             return ", ".join(str(one) for one in value) or "-"
         case _:
-            return str(value)
+            return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _default_file(cwd: Path) -> Path | None:

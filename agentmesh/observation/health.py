@@ -56,3 +56,18 @@ def held_by(db: Database, tenant: str, name: str) -> int:
     """How many traces and calls name this worker right now."""
     rows = db.once(HELD, {"tenant": tenant, "name": name})
     return int(rows[0]["n"]) if rows else 0
+
+
+# Of all tenants: a queue belongs to none.
+READY = """
+SELECT queue, count(*) AS n, greatest(0, extract(epoch FROM mesh.mesh_asof() - min(since)))::float8 AS seconds FROM (
+ SELECT queue, greatest(created_at, wake_at) AS since FROM mesh.traces WHERE status = 'queued' AND paused_at IS NULL
+ UNION ALL SELECT queue, greatest(created_at, wake_at) FROM mesh.steps WHERE status IN ('ready', 'joined')
+ UNION ALL SELECT queue, greatest(created_at, wake_at) FROM mesh.calls WHERE status = 'ready') r
+ WHERE since < mesh.mesh_asof() GROUP BY queue ORDER BY queue
+"""
+
+
+def ready(db: Database) -> list[Row]:
+    """What is ready and untaken, by queue: queue, n, seconds of the oldest."""
+    return db.read(READY)

@@ -100,14 +100,11 @@ def traces(
     db: Database, tenant: str, *, where: Mapping[str, str] | None = None, limit: int = 20, before: UUID | None = None
 ) -> list[Row]:
     """At most `limit` traces that match `where` (as parse_filter gives it), newest first, older than `before`."""
-    given: dict[str, Any] = {"tenant": tenant, "limit": min(limit, MAX_PAGE), "before": before}
-    conditions = ["t.tenant_id = %(tenant)s"] + (["t.id < %(before)s"] if before else [])
-    for key, value in (where or {}).items():
-        given[key] = value
-        conditions.append(f"t.{FILTERS[key]} = %({key})s")
+    conditions, given = _matching(tenant, where)
+    older = " AND t.id < %(before)s" if before else ""
     return db.once(
-        f"SELECT {_HEADER} FROM mesh.traces t WHERE {' AND '.join(conditions)} ORDER BY t.id DESC LIMIT %(limit)s",  # noqa: S608
-        given,
+        f"SELECT {_HEADER} FROM mesh.traces t WHERE {conditions}{older} ORDER BY t.id DESC LIMIT %(limit)s",  # noqa: S608
+        given | {"limit": min(limit, MAX_PAGE), "before": before},
     )
 
 
@@ -150,3 +147,55 @@ def trace(db: Database, tenant: str, trace_id: UUID) -> Timeline:
 def events(db: Database, tenant: str, trace_id: UUID, *, after: int = 0, limit: int = 10_000) -> list[Row]:
     """The events of a trace in order, beginning behind number `after`."""
     return db.once(EVENTS, {"id": trace_id, "tenant": tenant, "after": after, "limit": limit})
+
+
+# --- a page of what stands under a trace, for readers that want no more ------------------------------------------------
+
+MEMORY = """
+SELECT * FROM (SELECT DISTINCT ON (m.type, m.key) m.type, m.key, m.value, m.version, m.origin, m.trusted, m.deleted, m.at
+  FROM mesh.memory m JOIN mesh.traces t ON t.tenant_id = m.tenant_id AND t.context_id = m.context_id AND t.id = %(id)s
+ WHERE m.tenant_id = %(tenant)s AND (m.type = 'long_term' OR m.scope = %(scope)s)
+ ORDER BY m.type, m.key, m.version DESC) newest WHERE NOT deleted ORDER BY type, key
+"""
+
+PARTS = {"steps": STEPS, "calls": CALLS, "attempts": ATTEMPTS, "memory": MEMORY}
+
+
+def header(db: Database, tenant: str, trace_id: UUID) -> Row:
+    """The trace's own row. Raises UnknownTrace."""
+    rows = db.read(ONE, {"id": trace_id, "tenant": tenant})
+    if not rows:
+        raise UnknownTrace("no trace has this id", value=str(trace_id))
+    return rows[0]
+
+
+def part(db: Database, tenant: str, trace_id: UUID, name: str, *, skip: int = 0, limit: int = MAX_PAGE) -> list[Row]:
+    """Some of the trace's steps, calls, attempts or memory, in the order they came to be (memory: by name)."""
+    given = {"id": trace_id, "tenant": tenant, "scope": str(trace_id), "skip": skip, "limit": limit}
+    return db.read(f"{PARTS[name]} LIMIT %(limit)s OFFSET %(skip)s", given)
+
+
+def count(db: Database, tenant: str, *, where: Mapping[str, str] | None = None, cap: int = 10_000) -> int:
+    """How many traces match; one more than `cap` where there are more."""
+    conditions, given = _matching(tenant, where)
+    rows = db.read(
+        f"SELECT count(*) AS n FROM (SELECT 1 FROM mesh.traces t WHERE {conditions} LIMIT %(cap)s) some",  # noqa: S608
+        given | {"cap": cap + 1},
+    )
+    return int(rows[0]["n"])
+
+
+def heads(db: Database, watched: Sequence[tuple[str, UUID]]) -> dict[UUID, int]:
+    """How many events each of these traces (tenant, id) has."""
+    rows = db.read(
+        "SELECT t.id, t.seq FROM mesh.traces t JOIN unnest(%(tenants)s::text[], %(ids)s::uuid[]) AS w(tenant_id, id)"
+        " ON t.id = w.id AND t.tenant_id = w.tenant_id",
+        {"tenants": [tenant for tenant, _ in watched], "ids": [one for _, one in watched]},
+    )
+    return {row["id"]: row["seq"] for row in rows}
+
+
+def _matching(tenant: str, where: Mapping[str, str] | None) -> tuple[str, dict[str, Any]]:
+    """The condition for traces that match `where`, and its values."""
+    conditions = ["t.tenant_id = %(tenant)s", *(f"t.{FILTERS[key]} = %({key})s" for key in where or {})]
+    return " AND ".join(conditions), {"tenant": tenant, **(where or {})}

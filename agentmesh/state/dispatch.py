@@ -16,7 +16,7 @@ from uuid import UUID
 import psycopg
 import sqlalchemy as sa
 
-from agentmesh.errors import DatabaseUnreachable, KeyConflict, KeyContended, OutcomeUnknown
+from agentmesh.errors import DatabaseUnreachable, KeyConflict, KeyContended, OutcomeUnknown, TraceTaken
 from agentmesh.infrastructure.database import Database, Row, Tx, jsonb, retry_transient
 from agentmesh.records import Json
 from agentmesh.state.changes import NewTrace, plain
@@ -67,6 +67,12 @@ READ_KEYS = """
 SELECT i.tenant_id, i.key, i.trace_id, i.digest FROM mesh.idempotency i
   JOIN jsonb_to_recordset(CAST(%(rows)s AS jsonb)) AS x(tenant_id text, idem_key text)
     ON i.tenant_id = x.tenant_id AND i.operation = 'dispatch' AND i.key = x.idem_key
+"""
+
+FIRST = """
+SELECT i.trace_id, i.digest, v.id AS envelope_id FROM mesh.idempotency i
+  LEFT JOIN mesh.envelopes v ON v.trace_id = i.trace_id AND v.tenant_id = i.tenant_id
+ WHERE i.tenant_id = %(tenant)s AND i.operation = 'dispatch' AND i.key = %(key)s
 """
 
 TOUCH = "UPDATE mesh.envelopes SET kid = kid WHERE trace_id = ANY(%(ids)s) AND tenant_id = %(tenant)s"
@@ -133,8 +139,7 @@ def insert(run: Runs, traces: Sequence[NewTrace]) -> list[UUID]:
             ids.append(one.id)
             continue
         if first["digest"] != one.digest:
-            raise KeyConflict(f"the idempotency key was first used for another intent, trace {first['trace_id']}",
-                              next=f"agentmesh trace show {first['trace_id']}")  # fmt: skip
+            raise conflict(first["trace_id"])
         ids.append(first["trace_id"])
     for start in range(0, len(fresh), BATCH):
         run.all(ACCEPT, {"rows": jsonb(rows_of(fresh[start : start + BATCH]))})
@@ -188,6 +193,33 @@ def _landed(tx: Tx, traces: Sequence[NewTrace]) -> list[UUID] | None:
     ids = [known.get((one.tenant_id, one.idem_key), one.id) if one.idem_key else one.id for one in traces]
     at = {"ids": list(set(ids)), "tenant": traces[0].tenant_id}
     return ids if tx.count(TOUCH, at) == len(at["ids"]) else None
+
+
+def accept_first(db: Database, trace: NewTrace) -> tuple[UUID, bool]:
+    """Accept one intent, which may have come before: the id it is known by, and whether this made it.
+
+    An intent with a key that names its own trace id is told from the first one by its envelope, which a retry over a
+    network does not share. Raises KeyConflict and TraceTaken, and what `accept` raises; then nothing was written.
+    """
+    if trace.idem_key is None:
+        return accept(db, [trace])[0], True
+    key = {"tenant": trace.tenant_id, "key": trace.idem_key}
+    found = db.read(FIRST, key)
+    if not found:
+        try:
+            accept(db, [trace])
+        except psycopg.errors.UniqueViolation:
+            raise TraceTaken("another intent has this trace id", value=str(trace.id)) from None
+        found = db.read(FIRST, key)
+    first = found[0]
+    if first["digest"] != trace.digest:
+        raise conflict(first["trace_id"])
+    return first["trace_id"], first["envelope_id"] == trace.envelope_id
+
+
+def conflict(first: UUID) -> KeyConflict:
+    return KeyConflict(f"the idempotency key was first used for another intent, trace {first}",
+                       next=f"agentmesh trace show {first}")  # fmt: skip
 
 
 def accept_within(connection: sa.Connection, traces: Sequence[NewTrace]) -> list[UUID]:

@@ -50,6 +50,13 @@ class KeyTable:
         self._seen.pop(kid, None)
         return won == 1
 
+    def others(self, kid: str) -> int:
+        """How many keys are in force beside this one, of all tenants."""
+        rows = self._db.read(
+            "SELECT count(*) AS n FROM mesh.keys WHERE revoked_at IS NULL AND kid <> %(kid)s", {"kid": kid}
+        )
+        return int(rows[0]["n"])
+
     def all(self, tenant_id: str) -> list[Row]:
         return self._db.once(
             f"SELECT {COLUMNS} FROM mesh.keys WHERE tenant_id = %(tenant)s ORDER BY registered_at",

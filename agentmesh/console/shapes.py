@@ -1,0 +1,236 @@
+"""What goes in and out over HTTP, as OpenAPI describes it. Answers may gain fields within /v1, and lose none."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Annotated, Any, Generic, Literal, TypeVar
+from uuid import UUID
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, ValidationError
+
+from agentmesh.errors import BadJson, BadPermission
+from agentmesh.infrastructure import jsontext
+from agentmesh.records import ContextId, IntentName, Name, PolicyPatch, Record, check_permissions
+
+T = TypeVar("T")
+Json = JsonValue
+
+
+def _permissions(value: object) -> object:
+    if not isinstance(value, list):
+        return value
+    try:
+        return check_permissions(value)
+    except BadPermission as bad:
+        raise ValueError(bad.what) from None
+
+
+def _policy(value: object) -> object:
+    if not isinstance(value, dict):
+        return value
+    try:  # as JSON, where strict allows a list for a tuple
+        return PolicyPatch.model_validate_json(jsontext.dumps(value, what="the policy"))
+    except ValidationError as bad:
+        raise ValueError(bad.errors()[0]["msg"]) from None
+    except BadJson as bad:
+        raise ValueError(bad.what) from None
+
+
+class NewIntent(Record):
+    """What is asked of an agent. `permissions` left out: all that the sender may give and the agent accepts."""
+
+    model_config = ConfigDict(
+        validate_by_name=False, validate_by_alias=True, hide_input_in_errors=True,
+        json_schema_extra={"examples": [{"to": "report_agent", "from": "shop", "intent": "generate_report",
+                                         "context_id": "session-001", "payload": {"date": "2025-04-25"}}]},
+    )  # fmt: skip
+
+    to: Name
+    from_: Annotated[ContextId, Field(alias="from")]
+    intent: IntentName
+    context_id: ContextId
+    payload: dict[str, Json] = Field(default={})
+    permissions: Annotated[tuple[str, ...] | None, BeforeValidator(_permissions)] = None
+    policy: Annotated[PolicyPatch | None, BeforeValidator(_policy)] = None
+    delay: Annotated[float, Field(gt=0, le=366 * 86_400, description="Seconds before it may begin.")] | None = None
+    priority: Annotated[int, Field(ge=0, le=9, description="9 first.")] = 5
+    locale: Annotated[str, Field(pattern=r"^[A-Za-z0-9-]{2,35}$")] | None = None
+
+
+class Order(Record):
+    """Why a trace is steered; it stands in the trace's events. `tree` is for cancel: and everything it delegated."""
+
+    reason: Annotated[str, Field(max_length=2000)] = ""
+    tree: bool = False
+
+
+class Answer(BaseModel):
+    model_config = ConfigDict(extra="ignore")
+
+
+class Accepted(Answer):
+    """The trace that works on an intent."""
+
+    id: UUID
+    status: str
+    url: str
+
+
+class Steered(Answer):
+    """What became of an order. `changed` false: it was so already."""
+
+    id: UUID
+    changed: bool
+    status: str
+    paused: bool
+
+
+class Page(Answer, Generic[T]):
+    """Some of a list, in its order. `next` is the path of what follows, null at the end."""
+
+    items: list[T]
+    next: str | None
+
+
+class CountedPage(Page[T], Generic[T]):
+    """`count` is of all that match; with `more` there are more than it says."""
+
+    count: int
+    more: bool
+
+
+class TraceRow(Answer):
+    id: UUID
+    context_id: str
+    parent_id: UUID | None
+    root_id: UUID
+    agent: str
+    intent: str
+    from_: Annotated[str, Field(validation_alias="from_id", serialization_alias="from")]
+    status: str
+    priority: int
+    steps: int
+    depth: int
+    created_at: datetime
+    started_at: datetime | None
+    ended_at: datetime | None
+    wake_at: datetime | None
+    paused_at: datetime | None
+    seconds: float
+
+
+class TraceFull(TraceRow):
+    permissions: list[str]
+    policy: dict[str, Json]
+    payload: Json
+    result: Json
+    error: Json
+    waits_for: str | None
+    queue: str
+    plan_hash: str | None
+    agent_version: str | None
+    worker: str | None
+
+
+class Step(Answer):
+    id: UUID
+    ordinal: int
+    node: str
+    iteration: int
+    kind: str
+    phase: str
+    status: str
+    slots: int
+    pending: int
+    wins: int
+    failures: int
+    losses: int
+    action: Json
+    output: Json
+    error: Json
+    created_at: datetime
+    started_at: datetime | None
+    ended_at: datetime | None
+    wake_at: datetime | None
+
+
+class Call(Answer):
+    id: UUID
+    step_id: UUID
+    slot: int
+    idx: int
+    slot_mode: str
+    tool: str
+    label: str
+    args: Json
+    effect: str
+    status: str
+    queue: str
+    epoch: int
+    n: int
+    failures: int
+    losses: int
+    max_attempts: int
+    result: Json
+    error: Json
+    created_at: datetime
+    ended_at: datetime | None
+    wake_at: datetime | None
+
+
+class Attempt(Answer):
+    id: UUID
+    step_id: UUID
+    call_id: UUID | None
+    kind: str
+    n: int
+    epoch: int
+    started_at: datetime
+    ended_at: datetime | None
+    outcome: str | None
+    error: Json
+    progress: Json
+    worker: str | None
+
+
+class Event(Answer):
+    seq: int
+    name: str
+    at: datetime
+    step_id: UUID | None
+    call_id: UUID | None
+    body: Json
+
+
+class Memory(Answer):
+    type: str
+    key: str
+    value: Json
+    version: int
+    origin: str
+    trusted: bool
+    at: datetime
+
+
+class Fault(Answer):
+    pointer: str
+    detail: str
+
+
+class Problem(Answer):
+    """RFC 9457, with what every error of ours says."""
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    instance: str
+    code: str
+    value: Any
+    expected: str
+    next: str
+    errors: list[Fault] | None = None
+
+
+class Health(Answer):
+    status: Literal["alive", "ready"]
