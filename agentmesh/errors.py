@@ -585,3 +585,17 @@ class ToolCommitted(MeshError):
     code = "E_TOOL_COMMITTED"
     expected = "a transactional tool that leaves COMMIT and ROLLBACK to the engine"
     next = "agentmesh tools show"
+
+
+class TraceEnded(MeshError):
+    code = "E_ENDED"
+    exit_code = 4
+    expected = "a trace that has not ended"
+    next = "agentmesh trace show"
+
+
+class AlreadyDecided(MeshError):
+    code = "E_DECIDED"
+    exit_code = 4
+    expected = "an approval that nobody has decided"
+    next = "agentmesh approvals"

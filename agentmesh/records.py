@@ -35,6 +35,8 @@ ContextId = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.:
 IntentName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z][A-Za-z0-9_.:-]{0,127}$")]
 Effect = Literal["repeatable", "keyed", "once"]
 Strategy = Literal["serial", "parallel", "fallback", "mixed"]
+Require = Literal["all", "any", "each"] | Annotated[int, Field(ge=1, le=10_000)]
+"""How many of a step's slots have to succeed; `each`: none has to, but all of them end."""
 
 
 class Record(BaseModel):
@@ -134,6 +136,8 @@ class Policy(Record):
     callbacks: tuple[Name, ...] = ()
     on_fail: Literal["callback", "fail"] = "callback"
     on_callback_fail: Literal["fail", "finish"] = "fail"
+    given: tuple[str, ...] = ()
+    """What the intent itself set: no plan overrides it."""
 
 
 class PolicyPatch(Record):
@@ -180,7 +184,7 @@ class Action(Record):
     answer: Json = None
     slots: tuple[tuple[ToolUse, ...], ...] = ()
     strategy: Strategy = "serial"
-    require: Literal["all", "any"] | Annotated[int, Field(ge=1, le=10_000)] = "all"
+    require: Require = "all"
     candidates: tuple[str, ...] = ()
     propensity: float | None = None
     policy_version: str | None = None
@@ -208,7 +212,7 @@ class Intent(Record):
 class Verdict(Record):
     """What a callback decides about the trace."""
 
-    kind: Literal["continue", "finish", "abort", "delegate"]
+    kind: Literal["continue", "goto", "finish", "abort", "delegate"]
     result: Json = None
     reason: str | None = None
     to: Name | None = None

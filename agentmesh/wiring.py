@@ -48,13 +48,14 @@ from agentmesh.execution.runner import Alone, ToolRunner
 from agentmesh.execution.tools import TOOLS, ToolRegistry
 from agentmesh.execution.views import Parts
 from agentmesh.infrastructure import migrate, yamlfiles
+from agentmesh.infrastructure.cron import following
 from agentmesh.infrastructure.database import Database, Row
 from agentmesh.infrastructure.logging import configure, redact
 from agentmesh.infrastructure.secrets import secret
 from agentmesh.infrastructure.settings import Settings
 from agentmesh.infrastructure.settings import load as load_settings
 from agentmesh.records import Intent, Ring
-from agentmesh.state import announced
+from agentmesh.state import announced, traces
 from agentmesh.state.blobs import BlobStore
 from agentmesh.state.calls import TaskManager
 from agentmesh.state.contexts import ContextBinder, SessionManager
@@ -312,7 +313,7 @@ class Mesh:
             db=self.db, router=self.tool_router, callback=CallbackHandler(), builder=SessionBuilder(),
             sessions=SessionManager(self.db, self.blobs), blobs=self.blobs, ring=self.doorbell.ring, chord=self.doorbell.chord,
             delegate=lambda held, verdict: self.client.child(held, verdict, depth_limit=limits.delegation_depth),
-            plan=self._pinned,
+            plan=self._pinned, moment=lambda asked: following(asked["cron"], asked["timezone"], traces.now(self.db)),
             pool=ThreadPoolExecutor(self.settings.worker.agents_concurrency, thread_name_prefix="inline"),
             redact=redact,
         )  # fmt: skip

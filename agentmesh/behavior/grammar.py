@@ -279,3 +279,18 @@ _FORMS = {
     "call": "{0}.{name}({1})",
     "macro": "{0}.{name}({item}, {rest})",
 }
+
+
+def names_of(text: str) -> frozenset[str]:
+    """The variables that an expression begins its paths with. Raises BadRule."""
+    found: set[str] = set()
+    todo = [parse(text, source="an expression")]
+    bound: set[str] = set()
+    while todo:
+        node = todo.pop()
+        if node.kind == "name":
+            found.add(node.name)
+        elif node.kind == "macro":
+            bound.add(str(node.value))
+        todo += node.kids
+    return frozenset(found - bound)

@@ -16,11 +16,14 @@ from agentmesh.behavior.session import VARIABLES
 from agentmesh.errors import BadRule
 from agentmesh.records import Json
 
+EACH = ("item", "index")
+"""What expressions may name besides, where something is done for each item of a list."""
+
 
 @lru_cache(maxsize=4096)
 def compiled(text: str, source: str) -> Expression:
     """The expression of `text`. Raises BadRule with `source` and the position."""
-    return compile_expression(text, source=source, variables=VARIABLES)
+    return compile_expression(text, source=source, variables=(*VARIABLES, *EACH))
 
 
 def prepared(value: Json, where: Callable[..., str]) -> Json:

@@ -32,10 +32,10 @@ class AgentRuntime:
         self._db, self.note, self._holder, self._alone = db, note, holder, alone
         policy = agent.spec.effective_policy()
         base = Policy().model_dump(mode="json") | policy.model_dump(mode="json", exclude_none=True)
-        first = agent.plan.first
+        node, kind = agent.plan.opening
         self._start = {
-            "plan": agent.plan.hash, "version": agent.spec.version, "policy": json.dumps(base), "node": first.id,
-            "kind": first.kind, "started": json.dumps({"agent": agent.spec.agent, "version": agent.spec.version}),
+            "plan": agent.plan.hash, "version": agent.spec.version, "policy": json.dumps(base), "node": node,
+            "kind": kind, "started": json.dumps({"agent": agent.spec.agent, "version": agent.spec.version}),
         }  # fmt: skip
 
     def prepare_context(self, ring: Ring, claim_id: UUID | None = None) -> Taken | None:

@@ -5,13 +5,25 @@ No clock, no I/O, no randomness: the same facts give the same decision, in a wor
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from datetime import datetime
 from typing import assert_never
 
+from agentmesh.behavior.templates import fill, holds
+from agentmesh.errors import BadRule, MeshError
+from agentmesh.execution import plan as plans
 from agentmesh.execution.plan import BehaviorPlan
-from agentmesh.records import Action, Failure, Json, Policy, Verdict
+from agentmesh.records import Action, Failure, Json, Policy, Require, ToolUse, Verdict
+
+MAX_WAIT_S = 366 * 86_400
 
 # --- facts: what has just become true of the step at hand
+
+
+@dataclass(frozen=True, slots=True)
+class Began:
+    """The trace was claimed, and its plan begins with no reasoner."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,16 +35,18 @@ class Decided:
 
 @dataclass(frozen=True, slots=True)
 class Joined:
-    """The slots of a tools step are satisfied, or can no longer be."""
+    """The slots of a step are satisfied, or can no longer be; or what it waited for is there, or never came."""
 
     ok: bool
+    failure: Failure | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Ruled:
-    """The callback gave its verdict."""
+    """The callback gave its verdict. `failure`: the step had not succeeded, and nobody ruled otherwise."""
 
     verdict: Verdict
+    failure: Failure | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,12 +58,15 @@ class Broke:
     callback: bool
 
 
-Fact = Decided | Joined | Ruled | Broke
+Fact = Began | Decided | Joined | Ruled | Broke
 
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """The open part of a trace: where it stands and what has just happened there."""
+    """The open part of a trace: where it stands and what has just happened there.
+
+    `variables` are what expressions may name, `vars` among them; `turns` counts the jumps taken so far by their nodes.
+    """
 
     node: str
     iteration: int
@@ -57,32 +74,76 @@ class State:
     policy: Policy
     fact: Fact
     result: Json = None
+    variables: Mapping[str, Json] = field(default_factory=dict)
+    turns: Mapping[str, int] = field(default_factory=dict)
 
 
 # --- decisions
 
 
 @dataclass(frozen=True, slots=True)
+class Route:
+    """What was passed on the way to a decision: jumps, as (from, to), and the variables and turns after it.
+
+    `vars` and `turns` None: as before.
+    """
+
+    jumps: tuple[tuple[str, str], ...] = ()
+    vars: Mapping[str, Json] | None = None
+    turns: Mapping[str, int] | None = None
+
+
+STRAIGHT = Route()
+
+
+@dataclass(frozen=True, slots=True)
 class CallTools:
-    """End this reason step and visit `node` with the action's tools."""
+    """End this step and visit `node` with the action's tools. `limit`: so many slots at once (None: all)."""
 
     node: str
     action: Action
+    iteration: int
+    limit: int | None = None
+    route: Route = STRAIGHT
 
 
 @dataclass(frozen=True, slots=True)
 class Handle:
     """Let the callback handle this step's result, on this step."""
 
-    node: str
-
 
 @dataclass(frozen=True, slots=True)
 class Visit:
-    """End this step and go to `node`, for the `iteration`-th time."""
+    """End this step and let the reasoner of `node` decide, for the `iteration`-th time."""
 
     node: str
     iteration: int
+    route: Route = STRAIGHT
+
+
+@dataclass(frozen=True, slots=True)
+class Rest:
+    """End this step and wait at `node`: for a time, a signal, a person. `asked` is what is kept on the step.
+
+    `seconds` or `until` (RFC 3339) say for how long at most; both None: for ever.
+    """
+
+    node: str
+    iteration: int
+    asked: Mapping[str, Json]
+    seconds: float | None = None
+    until: str | None = None
+    route: Route = STRAIGHT
+
+
+@dataclass(frozen=True, slots=True)
+class Send:
+    """End this step and have child traces do the errands of `node`: (label, payload) each."""
+
+    node: str
+    iteration: int
+    errands: tuple[tuple[str, Json], ...]
+    route: Route = STRAIGHT
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +160,7 @@ class Finish:
 
     result: Json
     delegate: Verdict | None = None
+    route: Route = STRAIGHT
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,34 +168,48 @@ class Fail:
     """End the trace failed."""
 
     failure: Failure
+    route: Route = STRAIGHT
 
 
-Decision = CallTools | Handle | Visit | Again | Finish | Fail
+Decision = CallTools | Handle | Visit | Rest | Send | Again | Finish | Fail
 
 
 def advance(plan: BehaviorPlan, state: State) -> Decision:
     """The one next decision for the step at hand; same facts in, same decision out."""
     match state.fact:
+        case Began():
+            return _Walk(plan, state).to(plan.first.id)
         case Decided(action=action):
-            return CallTools(plan.of_kind("tools").id, action) if action.slots else Handle(plan.of_kind("callback").id)
-        case Joined(ok=ok):
+            return _chosen(plan, state, action) if action.slots else Handle()
+        case Joined(ok=ok, failure=failure):
             if ok or state.policy.on_fail == "callback":
-                return Handle(plan.of_kind("callback").id)
-            return Fail(Failure("E_TOOLS", "the tools of this step did not succeed"))
-        case Ruled(verdict=verdict):
-            return _obey(plan, state, verdict)
+                return Handle()
+            return _failed(plan, state, failure or Failure("E_TOOLS", "the tools of this step did not succeed"))
+        case Ruled(verdict=verdict, failure=failure):
+            return _obey(plan, state, verdict) if failure is None else _failed(plan, state, failure)
         case Broke() as broke:
-            return _after_failure(state, broke)
+            return _after_failure(plan, state, broke)
         case _:
             assert_never(state.fact)
+
+
+def _chosen(plan: BehaviorPlan, state: State, action: Action) -> Decision:
+    """The reasoner's tools, at the node behind it, which has to be the place for them."""
+    node = plan.node(state.node)
+    place = plan.node(node.next) if node.next else None
+    if not isinstance(place, plans.Tools) or place.slots is not None:
+        return Fail(Failure("E_ACTION", f"the chain has no place for tools that {state.node} chooses", permanent=True))
+    return CallTools(place.id, action, state.iteration)
 
 
 def _obey(plan: BehaviorPlan, state: State, verdict: Verdict) -> Decision:
     match verdict.kind:
         case "continue":
-            if state.steps >= state.policy.max_steps:
-                return Fail(Failure("E_STEP_LIMIT", f"no end within {state.policy.max_steps} steps"))
-            return Visit(plan.first.id, state.iteration + 1)
+            return _Walk(plan, state).on()
+        case "goto":
+            if verdict.to is None or verdict.to not in {one.id for one in plan.nodes}:
+                return Fail(Failure("E_CALLBACK", f"the verdict goes to a node that is not there: {verdict.to}"))
+            return _Walk(plan, state).to(verdict.to)
         case "finish":
             return Finish(state.result if verdict.result is None else verdict.result)
         case "delegate":
@@ -144,11 +220,223 @@ def _obey(plan: BehaviorPlan, state: State, verdict: Verdict) -> Decision:
             assert_never(verdict.kind)
 
 
-def _after_failure(state: State, broke: Broke) -> Decision:
+def _failed(plan: BehaviorPlan, state: State, failure: Failure) -> Decision:
+    """Where the step's node says a failure goes, or the end."""
+    node = plan.node(state.node) if state.node != plans.START else None
+    target = None
+    if node is not None:
+        target = (node.on_timeout if failure.code == "E_TIMEOUT" else None) or node.on_fail
+    return Fail(failure) if target in {None, plans.FAIL} else _Walk(plan, state).turn(state.node, str(target))
+
+
+def _after_failure(plan: BehaviorPlan, state: State, broke: Broke) -> Decision:
     policy = state.policy
     attempts = policy.callback_attempts if broke.callback else policy.reasoner_attempts
     if not broke.failure.permanent and broke.failures < attempts:
         return Again(broke.failures, broke.failure.after_s)
     if broke.callback and policy.on_callback_fail == "finish":
         return Finish(state.result)
-    return Fail(broke.failure)
+    return Fail(broke.failure) if broke.callback else _failed(plan, state, broke.failure)
+
+
+class _Walk:
+    """One way through the nodes that are no steps, from the step at hand to the decision."""
+
+    def __init__(self, plan: BehaviorPlan, state: State) -> None:
+        self._plan, self._state = plan, state
+        self._at, self._iteration = state.node, state.iteration
+        self._variables: dict[str, Json] = dict(state.variables)
+        self._route = STRAIGHT
+
+    def on(self) -> Decision:
+        """Past the step at hand."""
+        return self.to(self._following(self._at))
+
+    def turn(self, node: str, target: str, *, limit: int = plans.MAX_TURNS) -> Decision:
+        """To where a jump or a failure leads, unless it was taken too often."""
+        problem = self._count(node, target, limit)
+        return problem or self.to(self._resolved(node, target))
+
+    def to(self, target: str | None) -> Decision:
+        """The decision that going to this node comes to."""
+        try:
+            while target is not None:
+                if self._plan.index(target) <= self._plan.index(self._at):
+                    self._iteration += 1
+                self._at = target
+                node = self._plan.node(target)
+                if node.when is not None and not holds(node.when, self._variables, _source(node, "when")):
+                    target = node.next
+                    continue
+                found = self._move(node) if isinstance(node, plans.MOVES) else self._open(node)
+                if not isinstance(found, _Onward):
+                    return found
+                target = found.target
+        except MeshError as exc:
+            failure = Failure(exc.code, f"{exc.what}: {exc.value}"[:2000], permanent=True)
+            return Fail(failure, self._route)
+        return Finish(self._state.result, route=self._route)
+
+    def _move(self, node: plans.Place) -> Decision | _Onward:
+        """What a node that is no step comes to."""
+        match node:
+            case plans.Assign(values=values):
+                self._assign({name: self._fill(node, one) for name, one in values.items()})
+                return _Onward(node.next)
+            case plans.Jump(then=then, limit=limit):
+                return self._count(node.id, then, limit) or _Onward(self._resolved(node.id, then))
+            case plans.Switch(cases=cases, limit=limit):
+                for case in cases:
+                    if holds(case.when, self._variables, _source(node, "case")):
+                        return self._count(node.id, case.then, limit) or _Onward(self._resolved(node.id, case.then))
+                return _Onward(node.next)
+            case plans.Finish(result=result):
+                return Finish(self._state.result if result is None else self._fill(node, result), route=self._route)
+            case plans.Give(code=code, message=message):
+                return Fail(Failure(code, str(self._fill(node, message)), permanent=True), self._route)
+            case _:
+                raise AssertionError(f"{node.id} is a step")
+
+    def _open(self, node: plans.Place) -> Decision:
+        """The visit to a node that is a step."""
+        limit = self._state.policy.max_steps
+        if self._state.steps >= limit:
+            return Fail(Failure("E_STEP_LIMIT", f"no end within {limit} steps"), self._route)
+        match node:
+            case plans.Reason():
+                return Visit(node.id, self._iteration, self._route)
+            case plans.Tools():
+                return self._tools(node)
+            case plans.ForEach():
+                return self._each(node)
+            case plans.Delegate(errands=errands):
+                sent = tuple((one.label, self._fill(node, one.payload)) for one in errands)
+                return Send(node.id, self._iteration, sent, self._route)
+            case plans.Wait() | plans.Signal() | plans.Approval():
+                return self._rest(node)
+            case _:
+                raise AssertionError(f"{node.id} is no step")
+
+    def _tools(self, node: plans.Tools) -> Decision:
+        if node.slots is None:
+            return Fail(
+                Failure("E_CHAIN", f"{node.id} runs what a reasoner chose, and none stands before it"), self._route
+            )
+        slots = tuple(tuple(self._use(node, use) for use in slot) for slot in node.slots)
+        action = Action(slots=slots, strategy=node.strategy, require=_need(node.require, len(slots)))
+        return CallTools(node.id, action, self._iteration, route=self._route)
+
+    def _each(self, node: plans.ForEach) -> Decision:
+        items = fill({"=": node.items}, self._variables, _source(node, "for_each"))
+        if not isinstance(items, list):
+            return Fail(Failure("E_RULE", f"{node.id} is for each of what is no list", permanent=True), self._route)
+        if not items:
+            return self._past_nothing(node)
+        uses = []
+        for index, item in enumerate(items):
+            use = self._use(node, node.use, {"item": item, "index": index})
+            uses.append((use.model_copy(update={"as_": f"item-{index}"}),))
+        action = Action(slots=tuple(uses), strategy="parallel", require=_need(node.require, len(uses)))
+        return CallTools(node.id, action, self._iteration, node.limit, self._route)
+
+    def _past_nothing(self, node: plans.ForEach) -> Decision:
+        """There is nothing to do: its result is an empty list, and the trace goes on."""
+        walk = _Walk(self._plan, replace(self._state, result=[]))
+        walk._at, walk._iteration, walk._route = node.id, self._iteration, self._route
+        walk._variables = self._variables | {"result": []}
+        return walk.to(node.next)
+
+    def _rest(self, node: plans.Wait | plans.Signal | plans.Approval) -> Decision:
+        match node:
+            case plans.Wait(seconds=seconds, until=until, cron=cron):
+                filled, moment = self._fill(node, seconds), self._fill(node, until)
+                asked: dict[str, Json] = {"cron": cron, "timezone": node.timezone} if cron else {}
+                if filled is not None and (
+                    isinstance(filled, bool) or not isinstance(filled, int | float) or filled < 0
+                ):
+                    return Fail(Failure("E_RULE", f"{node.id} waits for what is no number of seconds", permanent=True))
+                return Rest(
+                    node.id, self._iteration, asked, filled, None if moment is None else str(moment), self._route
+                )
+            case plans.Signal():
+                asked = {"signal": node.signal} | ({"schema": node.payload_schema} if node.payload_schema else {})
+                return Rest(node.id, self._iteration, asked, node.within_s, route=self._route)
+            case plans.Approval():
+                asked = {
+                    "ask": self._fill(node, node.ask), "who": list(node.who), "options": list(node.options),
+                    "reason_required": node.reason_required,
+                }  # fmt: skip
+                if node.escalate is not None:
+                    asked["escalate"] = node.escalate.model_dump(mode="json")
+                return Rest(node.id, self._iteration, asked, node.within_s, route=self._route)
+
+    # --- small parts
+
+    def _count(self, node: str, target: str, limit: int) -> Fail | None:
+        """Note that this way is taken; Fail when it was too often."""
+        turns = dict(self._state.turns if self._route.turns is None else self._route.turns)
+        turns[node] = turns.get(node, 0) + 1
+        self._route = replace(self._route, jumps=(*self._route.jumps, (node, target)), turns=turns)
+        if turns[node] > limit:
+            return Fail(Failure("E_LOOP_LIMIT", f"{node} jumped more than {limit} times", permanent=True), self._route)
+        return None
+
+    def _resolved(self, node: str, target: str) -> str | None:
+        """The node that a target names; None: the end."""
+        if target == plans.NEXT:
+            return self._following(node)
+        return None if target == plans.END else target
+
+    def _following(self, name: str) -> str | None:
+        """The node after this one; past the place for chosen tools, where a reasoner chose none."""
+        node = self._plan.node(name)
+        following: str | None = node.next
+        if isinstance(node, plans.Reason) and following is not None:
+            place = self._plan.node(following)
+            if isinstance(place, plans.Tools) and place.slots is None:
+                return place.next
+        return following
+
+    def _assign(self, values: Mapping[str, Json]) -> None:
+        now = {**(self._variables.get("vars") or {}), **values}
+        self._variables["vars"] = now
+        self._route = replace(self._route, vars=now)
+
+    def _use(self, node: plans.Place, use: ToolUse, more: Mapping[str, Json] | None = None) -> ToolUse:
+        return use.model_copy(update={"args": self._fill(node, use.args, more)})
+
+    def _fill(self, node: plans.Place, value: Json, more: Mapping[str, Json] | None = None) -> Json:
+        return fill(value, {**self._variables, **more} if more else self._variables, _source(node, "value"))
+
+
+@dataclass(frozen=True, slots=True)
+class _Onward:
+    target: str | None
+
+
+def _source(node: plans.Place, what: str) -> str:
+    return f"node {node.id}, {what}"
+
+
+def _seconds(node: plans.Wait, value: Json) -> float | None:
+    """Raises BadRule for what is no number of seconds."""
+    if value is None or (isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= MAX_WAIT_S):
+        return value
+    raise BadRule(f"node {node.id} waits for what is no number of seconds", value=value)
+
+
+def _moment(node: plans.Wait, value: Json) -> str | None:
+    """Raises BadRule for what is no moment."""
+    if value is None:
+        return None
+    try:
+        if isinstance(value, str) and datetime.fromisoformat(value).tzinfo is not None:
+            return value
+    except ValueError:
+        pass
+    raise BadRule(f"node {node.id} waits until what is no moment", value=value, expected="RFC 3339, with its zone")
+
+
+def _need(require: Require, slots: int) -> Require:
+    """`require`, and all where it asks for more than there is."""
+    return "all" if isinstance(require, int) and require > slots else require

@@ -15,8 +15,9 @@ from pydantic import ValidationError
 
 from agentmesh.behavior.session import Session
 from agentmesh.errors import CallbackFailed
+from agentmesh.execution.plan import Otherwise
 from agentmesh.infrastructure import jsontext
-from agentmesh.records import Json, Policy, Record, Verdict, check_name
+from agentmesh.records import Failure, Json, Policy, Record, Verdict, check_name
 from agentmesh.state.changes import MemoryWrite
 
 Handler = Callable[[Json, Session], Any]
@@ -37,7 +38,10 @@ class Remember(Record):
 
 @dataclass(frozen=True, slots=True)
 class StepResult:
-    """What a step came to. `answered`: the reasoner's answer; otherwise what its tools returned."""
+    """What a step came to. `answered`: the reasoner's answer; otherwise what its tools returned, or what it waited for.
+
+    `otherwise` says where its node goes when no handler rules.
+    """
 
     step_id: UUID
     node: str
@@ -45,6 +49,16 @@ class StepResult:
     answered: bool
     value: Json
     failures: tuple[dict[str, Json], ...] = ()
+    otherwise: Otherwise = "trigger"
+
+    @property
+    def failure(self) -> Failure | None:
+        """Why the first of its failures happened; None where nothing failed."""
+        if not self.failures:
+            return None
+        first = self.failures[0]
+        return Failure(str(first.get("code") or "E_TOOLS"), str(first.get("message") or "a tool failed"),
+                       detail={"tool": first["tool"]} if "tool" in first else {})  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,8 +91,8 @@ class CallbackHandler:
     def handle(self, result: StepResult, policy: Policy, session: Session) -> Outcome:
         """Run the policy's handlers in order; the last one that gives a verdict decides.
 
-        Without one: an answer finishes, failed tools abort, tools that succeeded continue when the policy says
-        `trigger_next_action` and finish otherwise. Raises CallbackFailed, or what a handler raises.
+        Without one: a step that failed aborts, any other goes where its node says; see `Otherwise`. Raises CallbackFailed,
+        or what a handler raises.
         """
         verdict: Verdict | None = None
         memory: list[MemoryWrite] = []
@@ -112,9 +126,8 @@ def default_verdict(result: StepResult, policy: Policy) -> Verdict:
     if not result.ok:
         first = result.failures[0] if result.failures else {}
         return Verdict(kind="abort", reason=str(first.get("message") or "the tools of this step did not succeed"))
-    if not result.answered and policy.trigger_next_action:
-        return Verdict(kind="continue")
-    return Verdict(kind="finish")
+    on = result.otherwise == "next" or (result.otherwise == "trigger" and policy.trigger_next_action)
+    return Verdict(kind="continue") if on else Verdict(kind="finish")
 
 
 def _read(name: str, said: object) -> tuple[Verdict | None, list[Remember]]:

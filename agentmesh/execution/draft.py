@@ -12,6 +12,7 @@ from typing import Any, Literal
 from uuid import UUID
 
 from agentmesh.behavior.session import Note, Session
+from agentmesh.execution.callbacks import Outcome
 from agentmesh.infrastructure.database import Database
 from agentmesh.records import Action, Failure, Json, Policy
 from agentmesh.state import traces
@@ -33,7 +34,7 @@ from agentmesh.state.changes import (
 from agentmesh.state.traces import Held, Landed, Taken
 
 KEPT_WITHOUT_TRACE = frozenset(
-    {"error_code", "verdict", "ok", "node", "iteration", "strategy", "to", "intent", "trace"}
+    {"error_code", "verdict", "ok", "node", "iteration", "strategy", "to", "intent", "trace", "waits_for"}
 )
 """What stays in an event's body under `record_trace: false`."""
 
@@ -73,14 +74,18 @@ class LiveCall:
 
 @dataclass(frozen=True, slots=True)
 class Position:
-    """A step this worker runs: which, in which phase, and what is known of it."""
+    """A step this worker runs: which, in which phase, and what is known of it.
+
+    `base` is the policy of the trace, `policy` that of the step's node; `kept` is the output the step has so far.
+    """
 
     held: Held
+    base: Policy
     policy: Policy
     step_id: UUID
     step_epoch: int
     node: str
-    kind: Literal["reason", "tools"]
+    kind: str
     phase: Literal["run", "callback"]
     iteration: int
     failures: int
@@ -90,6 +95,7 @@ class Position:
     attempt_id: UUID | None
     attempt_n: int
     action: Json = None
+    kept: Json = None
     error: Json = None
     calls: tuple[LiveCall, ...] = ()
     view: Session | None = None  # what the reasoner was just shown, for the callback of its answer
@@ -103,10 +109,11 @@ class Position:
             policy = Policy.model_validate_json(json.dumps(taken.trace.policy))
         calls = tuple(LiveCall(row, None, row["result"], row["error"]) for row in taken.calls)
         return cls(
-            held=taken.trace, policy=policy, step_id=step["id"],
+            held=taken.trace, base=policy, policy=policy, step_id=step["id"],
             step_epoch=step["epoch"], node=step["node"], kind=step["kind"], phase=step["phase"],
             iteration=step["iteration"], failures=step["failures"], need=step["need"], wins=step["wins"], pending=0,
-            attempt_id=taken.attempt_id, attempt_n=taken.attempt_n, action=step["action"], error=step["error"], calls=calls,
+            attempt_id=taken.attempt_id, attempt_n=taken.attempt_n, action=step["action"], kept=step["output"],
+            error=step["error"], calls=calls,
         )  # fmt: skip
 
     @property
@@ -124,12 +131,16 @@ class Position:
 
     # --- where it goes on
 
-    def on(self, landed: Landed, step: NewStep, *, calls: Iterable[LiveCall], steps: int) -> Position:
-        """At the inline tools step that was just opened."""
+    def at_step(
+        self, landed: Landed, step: NewStep, *, policy: Policy, state: dict[str, Json] | None,
+        attempt: NewAttempt | None = None, calls: Iterable[LiveCall] = (),
+    ) -> Position:  # fmt: skip
+        """At the step that was just opened: a reasoner's with its attempt, or inline tools."""
         return replace(
-            self, held=traces.moved(self.held, landed, steps=steps), step_id=step.id, step_epoch=1, node=step.node,
-            kind="tools", phase="run", failures=0, need=step.need, wins=0, pending=step.pending, attempt_id=None,
-            attempt_n=0, action=step.action, error=None, calls=tuple(calls), view=None,
+            self, held=traces.moved(self.held, landed, steps=self.held.steps + 1, state=state), policy=policy,
+            step_id=step.id, step_epoch=1, node=step.node, kind=step.kind, phase="run", iteration=step.iteration,
+            failures=0, need=step.need, wins=0, pending=step.pending, attempt_id=attempt.id if attempt else None,
+            attempt_n=1 if attempt else 0, action=step.action, kept=None, error=None, calls=tuple(calls), view=None,
         )  # fmt: skip
 
     def with_calls(
@@ -145,13 +156,6 @@ class Position:
         held = traces.moved(self.held, landed, steps=self.held.steps)
         return replace(self, held=held, phase="callback", failures=0, attempt_id=attempt.id, attempt_n=attempt.n)
 
-    def looped(self, landed: Landed, step: NewStep, attempt: NewAttempt) -> Position:
-        return replace(
-            self, held=traces.moved(self.held, landed, steps=self.held.steps + 1), step_id=step.id, step_epoch=1,
-            node=step.node, kind="reason", phase="run", iteration=step.iteration, failures=0, need=0, wins=0, pending=0,
-            attempt_id=attempt.id, attempt_n=1, action=None, error=None, calls=(), view=None,
-        )  # fmt: skip
-
     # --- what is known
 
     def last_failure(self) -> Failure:
@@ -165,7 +169,12 @@ class Position:
     @property
     def results_by_label(self) -> bool:
         """Whether the step's result is an object by label, not one call's result."""
-        return (self.action or {}).get("strategy") in {"parallel", "mixed"}
+        return (self.action or {}).get("strategy") in {"parallel", "mixed"} and not self.for_each
+
+    @property
+    def for_each(self) -> bool:
+        """Whether its result is a list, in the order of its slots."""
+        return bool((self.action or {}).get("for_each"))
 
     def tools_result(self) -> tuple[Json, bool, tuple[dict[str, Json], ...]]:
         """The step's result as DESIGN names it, whether it succeeded, and why calls failed."""
@@ -178,13 +187,21 @@ class Position:
         if self.results_by_label:
             return {one.call["label"]: one.result for one in done}, self.wins >= self.need, failures
         ok = self.wins >= self.need
+        if self.for_each:
+            return [one.result if one.call["status"] == "done" else None for one in self.calls], ok, failures
         return done[-1].result if ok else None, ok, failures
 
     def output(self, result: Any) -> Json:
         """What is kept on the step."""
-        if self.kind == "reason":
-            return {"answer": result.value}
-        return {"results": self.results(), "failures": list(result.failures), "ok": result.ok}
+        match self.kind:
+            case "reason":
+                return {"answer": result.value}
+            case "tools" if self.for_each:
+                return {"results": {self.node: result.value}, "failures": list(result.failures), "ok": result.ok}
+            case "tools" | "delegate":
+                return {"results": self.results(), "failures": list(result.failures), "ok": result.ok}
+            case _:
+                return self.kept
 
 
 class Draft:
@@ -204,6 +221,9 @@ class Draft:
         self.children: list[NewTrace] = []
         self.letters: list[DeadLetter] = []
         self.end: End | None = None
+        self.state: dict[str, Json] | None = None
+        self.waits_for: str | None = None
+        self.listens: tuple[UUID, str] | None = None
 
     def event(self, name: str, step_id: UUID | None = None, *, call_id: UUID | None = None, **body: Json) -> None:
         if not self.at.policy.record_trace:
@@ -214,6 +234,15 @@ class Draft:
         for note in notes:
             body = {key: _short(value) for key, value in note.body.items()}
             self.event(note.event, **redact(body))
+
+    def handled(self, outcome: Outcome, memory: list[MemoryWrite], *, ok: bool) -> None:
+        """What the callback of the step decided, with what it writes."""
+        if memory:
+            self.memory += memory
+            self.event("MEMORY_WRITE", keys=[f"{one.type}:{one.key}" for one in memory])
+        self.event("CALLBACK_RESULT", ok=ok, callbacks=list(outcome.effects))
+        self.event("CALLBACK_NEXT_ACTION", verdict=outcome.verdict.kind)
+        self.effects += [(self.at.step_id, name) for name in outcome.effects]
 
     def step(self, **values: Any) -> None:
         self.step_values |= values
@@ -228,7 +257,7 @@ class Draft:
         change = Change(
             tuple(self.events), steps, tuple(self.new_steps), tuple(self.calls), tuple(self.new_calls),
             tuple(self.attempts), tuple(self.new_attempts), tuple(self.memory), tuple(self.effects), tuple(self.children),
-            self.end, keep, letters=tuple(self.letters),
+            self.end, keep, letters=tuple(self.letters), state=self.state, waits_for=self.waits_for, listens=self.listens,
         )  # fmt: skip
         landed = traces.commit(db, self.at.held, change)
         self.at.fate.landed += landed is not None

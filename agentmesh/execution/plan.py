@@ -1,50 +1,238 @@
-"""The plan a trace is pinned to: nodes in order, canonical and hashed. Pure.
+"""The plan a trace is pinned to: nodes by which it moves, canonical and hashed. Pure data.
 
-The default plan of an agent is reason → tools → callback: the reasoner decides, its tools run, the callback rules on
-the result and may go round again. A callback runs on the step whose result it handles.
+The default plan of an agent is reason → tools: the reasoner decides, its tools run, the callback rules on the result
+and may go round again. Callbacks are no nodes: a callback runs on the step whose result it handles.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import cached_property
-from typing import Literal
+from typing import Annotated, Any, Literal
 
+from pydantic import Field
+
+from agentmesh.behavior.grammar import names_of
+from agentmesh.behavior.templates import expressions
 from agentmesh.infrastructure import jsontext
-from agentmesh.records import Json, Name, Record
+from agentmesh.records import Json, Name, PolicyPatch, Record, Require, Strategy, ToolUse
 
-NodeKind = Literal["reason", "tools", "callback"]
+Condition = str
+"""CEL that is true or false; see behavior/templates."""
+
+Template = Json
+"""JSON in which {"=": "CEL"} stands for what the expression comes to."""
+
+NEXT, END, FAIL = "next", "end", "fail"
+TARGETS = (NEXT, END, FAIL)
+"""Where a step may go besides to a node by its id."""
+
+START = "start"
+"""The node of the step that a plan begins with when its first node is no reasoner."""
+
+Otherwise = Literal["next", "finish", "trigger"]
+"""Where a step goes when no callback ruled; trigger: on when its policy says `trigger_next_action`, else finish."""
+
+MAX_TURNS = 100
 
 
-class Node(Record):
-    """One place in a plan. `next` None: the trace ends after it unless a verdict says otherwise."""
+class Place(Record):
+    """What every node has. `next` None: the trace ends after it. `when` false: it is passed over.
+
+    `policy` stands above the agent's and below the intent's. `on_fail` and `on_timeout` name where a step goes that
+    did not succeed (None: the trace fails).
+    """
 
     id: Name
-    kind: NodeKind
     next: Name | None = None
+    when: Condition | None = None
+    policy: PolicyPatch = PolicyPatch()
+    on_fail: Name | None = None
+    on_timeout: Name | None = None
+    otherwise: Otherwise = "next"
+
+
+class Reason(Place):
+    """A reasoner decides: the agent's own, or one of its `reasoners` by name."""
+
+    kind: Literal["reason"]
+    reasoner: Name | None = None
+
+
+class Tools(Place):
+    """Tools run. `slots` None: those that the reasoner chose."""
+
+    kind: Literal["tools"]
+    slots: tuple[tuple[ToolUse, ...], ...] | None = None
+    strategy: Strategy = "serial"
+    require: Require = "all"
+
+
+class ForEach(Place):
+    """One call of a tool for every item of a list, `limit` of them at once; results in the order of the items.
+
+    In its arguments `item` and `index` are the item and its place.
+    """
+
+    kind: Literal["for_each"]
+    items: Condition
+    use: ToolUse
+    limit: Annotated[int, Field(ge=1, le=10_000)] = 100
+    require: Require = "all"
+
+
+class Assign(Place):
+    """Variables get values; expressions read them as `vars`."""
+
+    kind: Literal["set"]
+    values: dict[Name, Template]
+
+
+class Jump(Place):
+    """On to `then` where `when` holds (None: always), else to `next`; at most `limit` times in a trace."""
+
+    kind: Literal["jump"]
+    then: Name
+    limit: Annotated[int, Field(ge=1, le=10_000)] = MAX_TURNS
+
+
+class Case(Record):
+    when: Condition
+    then: Name
+
+
+class Switch(Place):
+    """On to the first case that holds, else to `next`; at most `limit` times in a trace."""
+
+    kind: Literal["switch"]
+    cases: tuple[Case, ...]
+    limit: Annotated[int, Field(ge=1, le=10_000)] = MAX_TURNS
+
+
+class Wait(Place):
+    """Nothing happens for `seconds`, or `until` a time (RFC 3339), or until the next time that `cron` names."""
+
+    kind: Literal["wait"]
+    seconds: Annotated[float, Field(gt=0, le=366 * 86_400)] | dict[Literal["="], Condition] | None = None
+    until: Template = None
+    cron: str | None = None
+    timezone: str = "UTC"
+
+
+class Signal(Place):
+    """A signal of this name arrives, with a payload that fits `payload_schema`; `within_s` None: whenever."""
+
+    kind: Literal["signal"]
+    signal: Name
+    payload_schema: dict[str, Json] | None = None
+    within_s: Annotated[float, Field(gt=0, le=366 * 86_400)] | None = None
+
+
+class Escalation(Record):
+    """After so long, these may decide as well."""
+
+    after_s: Annotated[float, Field(gt=0, le=366 * 86_400)]
+    who: tuple[str, ...]
+
+
+class Approval(Place):
+    """One of `who` (nobody named: anybody) chooses one of `options`; choosing the last one is a refusal.
+
+    `ask` is what they are shown. A refusal, and no answer within `within_s`, is a failure of the step.
+    """
+
+    kind: Literal["approval"]
+    ask: Template = None
+    who: tuple[str, ...] = ()
+    options: Annotated[tuple[Name, ...], Field(min_length=2)] = ("approve", "reject")
+    within_s: Annotated[float, Field(gt=0, le=366 * 86_400)] | None = None
+    escalate: Escalation | None = None
+    reason_required: bool = False
+
+
+class Errand(Record):
+    """What a child trace is to do: an intent of another agent, or a chain of this plan (`chains`)."""
+
+    label: Name
+    agent: Name | None = None
+    chain: Name | None = None
+    intent: str | None = None
+    payload: Template = None
+    permissions: tuple[str, ...] | None = None
+
+
+class Delegate(Place):
+    """Child traces do errands; the step joins on their ends, or goes on at once where it does not `wait`."""
+
+    kind: Literal["delegate"]
+    errands: Annotated[tuple[Errand, ...], Field(min_length=1)]
+    require: Require = "all"
+    wait: bool = True
+
+
+class Finish(Place):
+    """The trace ends done, with `result` (None: that of the step before)."""
+
+    kind: Literal["finish"]
+    result: Template = None
+
+
+class Give(Place):
+    """The trace ends failed, with this code and message."""
+
+    kind: Literal["fail"]
+    code: str = "E_CHAIN"
+    message: Template = "the chain gave up"
+
+
+Node = Annotated[
+    Reason | Tools | ForEach | Assign | Jump | Switch | Wait | Signal | Approval | Delegate | Finish | Give,
+    Field(discriminator="kind"),
+]
+MOVES = (Assign, Jump, Switch, Finish, Give)
+"""Nodes that are no steps: they are passed within the decision that ends the step before."""
 
 
 class BehaviorPlan(Record):
-    """Nodes by which a trace moves; the first one starts it. Data: pinned, hashed, compared."""
+    """Nodes by which a trace moves; the first one starts it. Data: pinned, hashed, compared.
+
+    `chains` are the plans that its child traces follow. `trace_id` is the id to run under (None: a new one).
+    """
 
     chain: Name
-    nodes: tuple[Node, ...]
+    nodes: Annotated[tuple[Node, ...], Field(min_length=1, max_length=1000)]
+    chains: dict[Name, BehaviorPlan] = Field(default_factory=dict)
+    policy: PolicyPatch = PolicyPatch()
 
     @property
-    def first(self) -> Node:
+    def first(self) -> Any:
         return self.nodes[0]
 
-    def node(self, name: str) -> Node:
+    def node(self, name: str) -> Any:
         """Raises KeyError when the plan has no such node."""
-        for one in self.nodes:
-            if one.id == name:
-                return one
-        raise KeyError(name)
+        return self.nodes[self.index(name)]
 
-    def of_kind(self, kind: NodeKind) -> Node:
-        return next(one for one in self.nodes if one.kind == kind)
+    def index(self, name: str) -> int:
+        """The place of a node; -1 is that of the start. Raises KeyError."""
+        return -1 if name == START else self._places[name]
+
+    @cached_property
+    def _places(self) -> dict[str, int]:
+        return {one.id: n for n, one in enumerate(self.nodes)}
+
+    @property
+    def opening(self) -> tuple[str, str]:
+        """Node and kind of the step that a trace begins with."""
+        return (self.first.id, "reason") if isinstance(self.first, Reason) and not self.first.when else (START, START)
+
+    @cached_property
+    def reads(self) -> frozenset[str]:
+        """The names that its expressions begin with."""
+        texts = {text for one in self.nodes for text in texts_of(one)}
+        return frozenset(name for text in texts for name in names_of(text))
 
     def body(self) -> Json:
-        return self.model_dump(mode="json", exclude_none=True)
+        return _lean(self.model_dump(mode="json", exclude_none=True))
 
     @cached_property
     def hash(self) -> str:
@@ -52,13 +240,27 @@ class BehaviorPlan(Record):
         return jsontext.digest(self.body())
 
 
+def texts_of(node: Place) -> Iterator[str]:
+    """Every expression of a node."""
+    body = node.model_dump(mode="json", exclude_none=True)
+    yield from expressions(body)
+    yield from (body[key] for key in ("when", "items") if key in body)
+    yield from (one["when"] for one in body.get("cases", ()))
+
+
+def _lean(value: Json) -> Json:
+    """Without the empty objects that say nothing."""
+    if isinstance(value, dict):
+        return {key: _lean(one) for key, one in value.items() if one != {} or key not in {"policy", "chains"}}
+    return [_lean(one) for one in value] if isinstance(value, list) else value
+
+
 def default_plan() -> BehaviorPlan:
-    """reason → tools → callback, and round again while the callback says so."""
+    """reason → tools, and round again while the callback says so."""
     return BehaviorPlan(
         chain="default",
         nodes=(
-            Node(id="reason", kind="reason", next="tools"),
-            Node(id="tools", kind="tools", next="callback"),
-            Node(id="callback", kind="callback", next="reason"),
+            Reason(id="reason", kind="reason", next="tools", otherwise="finish"),
+            Tools(id="tools", kind="tools", next="reason", otherwise="trigger"),
         ),
     )

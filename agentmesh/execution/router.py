@@ -66,8 +66,20 @@ class ToolRouter:
         """The tool's code in this process. Raises UnknownTool."""
         return self._registry.get(name)
 
-    def resolve(self, action: Action, *, held: Held, step: NewStep, allowed: Iterable[str], policy: Policy) -> Dispatch:
-        """The calls of `action` for this visit. Raises UnknownTool, Forbidden, BadArguments or BadAction."""
+    def resolve(
+        self,
+        action: Action,
+        *,
+        held: Held,
+        step: NewStep,
+        allowed: Iterable[str],
+        policy: Policy,
+        limit: int | None = None,
+    ) -> Dispatch:
+        """The calls of `action` for this visit; at first at most `limit` of its slots start, each end starts one more.
+
+        Raises UnknownTool, Forbidden, BadArguments or BadAction.
+        """
         uses = [use for slot in action.slots for use in slot]
         if len(uses) > self._fan_out:
             raise BadAction("an action has too many calls", value=len(uses), expected=f"at most {self._fan_out}")
@@ -78,12 +90,17 @@ class ToolRouter:
                 tool.check(use.args)
         inline = all(one.inline and not one.tx for one in offers.values())
         shape = _shape(action)
-        need = {"all": len(shape), "any": 1}.get(str(action.require), action.require)
+        need = {"all": len(shape), "each": len(shape), "any": 1}.get(str(action.require), action.require)
         calls = [
             self._call(use, offers[use.tool], (slot, idx, len(in_slot)), mode, (held, step, policy), inline=inline)
             for slot, (mode, in_slot) in enumerate(shape)
             for idx, use in enumerate(in_slot)
         ]
+        if limit is not None and limit < len(shape):
+            inline = False
+            calls = [
+                replace(one, limited=True, status="held" if one.idx or one.slot >= limit else "ready") for one in calls
+            ]
         dispatch = Dispatch(len(shape), int(need), str(action.require), tuple(calls), inline)
         return dispatch if inline or len(shape) <= GROUP else _grouped(dispatch, step)
 
@@ -102,7 +119,7 @@ class ToolRouter:
         return offer
 
     def _call(
-        self, use: ToolUse, offer: Offer, place: tuple[int, int, int], mode: Literal["all", "first"],
+        self, use: ToolUse, offer: Offer, place: tuple[int, int, int], mode: Literal["all", "first", "each"],
         visit: tuple[Held, NewStep, Policy], *, inline: bool,
     ) -> NewCall:  # fmt: skip
         held, step, policy = visit
@@ -125,13 +142,13 @@ def idempotency_key(trace_id: UUID, node: str, iteration: int, slot: int, idx: i
     return hashlib.sha256(f"{trace_id}/{node}/{iteration}/{slot}/{idx}".encode()).hexdigest()[:40]
 
 
-def _shape(action: Action) -> list[tuple[Literal["all", "first"], tuple[ToolUse, ...]]]:
+def _shape(action: Action) -> list[tuple[Literal["all", "first", "each"], tuple[ToolUse, ...]]]:
     uses = tuple(use for slot in action.slots for use in slot)
     match action.strategy:
         case "serial":
             return [("all", uses)]
         case "parallel":
-            return [("all", (use,)) for use in uses]
+            return [("each" if action.require == "each" else "all", (use,)) for use in uses]
         case "fallback":
             return [("first", uses)]
         case "mixed":

@@ -6,13 +6,15 @@ Big values stand aside in blobs: they are expanded here on the way to user code,
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from agentmesh.behavior.agents import AgentSpec
 from agentmesh.behavior.reasoners import Reasoner
-from agentmesh.behavior.session import Lazy, Session, SessionBuilder
+from agentmesh.behavior.session import Lazy, Session, SessionBuilder, structured
+from agentmesh.behavior.templates import EACH
 from agentmesh.execution.callbacks import CallbackHandler, StepResult
 from agentmesh.execution.draft import Position
 from agentmesh.execution.failures import ours
@@ -33,6 +35,11 @@ class HostedAgent:
     spec: AgentSpec
     plan: BehaviorPlan
     reasoner: Reasoner
+    reasoners: Mapping[str, Reasoner] = field(default_factory=dict)
+
+    def decides(self, node: Any) -> Reasoner:
+        """The reasoner of a node: the one it names, else the agent's own."""
+        return self.reasoners.get(getattr(node, "reasoner", None) or "", self.reasoner)
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +56,7 @@ class Parts:
     chord: Callable[[Sequence[Ring], Ring], None]
     delegate: Callable[[Held, Verdict], NewTrace]
     plan: Callable[[str, str], BehaviorPlan]
+    moment: Callable[[dict[str, Json]], str]
     pool: ThreadPoolExecutor
     redact: Callable[[Json], Json] = field(default=lambda value: value)
 
@@ -61,6 +69,16 @@ class Views:
 
     def session(self, at: Position) -> Session:
         """What user code is shown; memory and results are read when they are first looked at."""
+        chosen = self._agent.spec.session
+        return self._parts.builder.build(chosen.strategy, chosen.options, **self._values(at))
+
+    def variables(self, at: Position, names: Iterable[str], result: Json) -> dict[str, Json]:
+        """What the expressions of a plan may name, of that what they do name."""
+        own: dict[str, Json] = {"vars": at.held.state.get("vars") or {}, "result": result}
+        wanted = set(names) - own.keys() - set(EACH)
+        return (structured(**self._values(at)).variables(wanted) if wanted else {}) | own
+
+    def _values(self, at: Position) -> dict[str, Any]:
         held, parts = at.held, self._parts
         expand = parts.blobs.expand
 
@@ -72,19 +90,23 @@ class Views:
             found = parts.sessions.results(held.tenant_id, held.id) if held.steps > 1 else {}
             return {key: expand(held.tenant_id, value) for key, value in (found | at.results()).items()}
 
-        return parts.builder.build(
-            self._agent.spec.session.strategy, self._agent.spec.session.options,
-            trace_id=str(held.id), context_id=held.context_id, tenant=held.tenant_id, agent=held.agent,
-            intent=held.intent, from_=held.from_id, payload=expand(held.tenant_id, held.payload),
-            memory=Lazy(lambda: ours(remembered)), results=Lazy(lambda: ours(known)),
-            step=held.steps, iteration=at.iteration - 1, node=at.node, locale=held.locale, permissions=held.permissions,
-            tools=self._agent.spec.tools, policy=at.policy,
-        )  # fmt: skip
+        return {
+            "trace_id": str(held.id), "context_id": held.context_id, "tenant": held.tenant_id, "agent": held.agent,
+            "intent": held.intent, "from_": held.from_id, "payload": expand(held.tenant_id, held.payload),
+            "memory": Lazy(lambda: ours(remembered)), "results": Lazy(lambda: ours(known)),
+            "vars": held.state.get("vars") or {}, "step": held.steps, "iteration": at.iteration - 1, "node": at.node,
+            "locale": held.locale, "permissions": held.permissions, "tools": self._agent.spec.tools, "policy": at.policy,
+        }  # fmt: skip
 
     def result(self, at: Position) -> StepResult:
         """The result of the step that a callback is to handle."""
         if at.kind == "reason":
             return answered(at, Action.model_validate_json(json.dumps(self._whole(at, at.action))))
+        if at.kind in {"wait", "signal", "approval"}:
+            kept = at.kept or {}
+            why: tuple[dict[str, Json], ...] = (kept["error"],) if kept.get("error") else ()
+            value, ok = self._whole(at, kept.get("value")), bool(kept.get("ok"))
+            return StepResult(at.step_id, at.node, ok=ok, answered=False, value=value, failures=why)
         value, ok, failures = at.tools_result()
         if at.results_by_label:
             expanded: Json = {label: self._whole(at, one) for label, one in value.items()}

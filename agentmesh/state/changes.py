@@ -25,7 +25,10 @@ class Event:
 
 @dataclass(frozen=True, slots=True)
 class NewStep:
-    """A visit to a node. `running` falls back to `ready` where the trace turns out to be paused."""
+    """A visit to a node. `running` falls back to `ready` where the trace turns out to be paused.
+
+    `wake_s` from the commit, or `wake_at` (RFC 3339), is when its time is over; `waits_for` names what it waits for.
+    """
 
     id: UUID
     node: str
@@ -43,6 +46,9 @@ class NewStep:
     action: Json = None
     timeout_s: float | None = None
     group_of: UUID | None = None
+    wake_s: float | None = None
+    wake_at: str | None = None
+    waits_for: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +78,7 @@ class NewCall:
     slot: int
     idx: int
     slot_size: int
-    slot_mode: Literal["all", "first"]
+    slot_mode: Literal["all", "first", "each"]
     tool: str
     label: str
     args: dict[str, Json]
@@ -90,6 +96,9 @@ class NewCall:
     backoff_cap_s: float
     group_id: UUID | None = None
     max_losses: int = 3
+    limited: bool = False
+    kind: Literal["tool", "child"] = "tool"
+    child_trace_id: UUID | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,7 +198,8 @@ class End:
 class Change:
     """Everything one transition of a held trace means. `keep`: the holder goes on with the step it starts.
 
-    It changes one step at most, and of calls and attempts only those of that step.
+    It changes one step at most, and of calls and attempts only those of that step. `state` None: as before;
+    `waits_for`: what the trace waits for from now on; `listens`: its new step, and the signal that one waits for.
     """
 
     events: tuple[Event, ...] = ()
@@ -206,6 +216,9 @@ class Change:
     keep: bool = False
     id: UUID = field(default_factory=new_id)
     letters: tuple[DeadLetter, ...] = ()
+    state: Json = None
+    waits_for: str | None = None
+    listens: tuple[UUID, str] | None = None
 
 
 def plain(value: Any) -> dict[str, Json]:

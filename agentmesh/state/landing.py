@@ -14,7 +14,8 @@ from agentmesh.state.memory import INSERT_SHORT_TERM
 TRACE = """
 WITH t AS (
   UPDATE mesh.traces SET seq = seq + %(n_events)s, steps = steps + %(n_steps)s, commit_id = %(commit)s,
-    status = coalesce(%(end_status)s, status), result = coalesce(%(result)s::jsonb, result),
+    status = coalesce(%(end_status)s, CASE WHEN %(waits_for)s::text IS NOT NULL THEN 'waiting' END, status),
+    waits_for = %(waits_for)s, state = coalesce(%(state)s::jsonb, state), result = coalesce(%(result)s::jsonb, result),
     error = coalesce(%(error)s::jsonb, error),
     ended_at = CASE WHEN %(end_status)s::text IS NOT NULL THEN mesh.mesh_now() END,
     paused_at = CASE WHEN %(end_status)s::text IS NULL THEN paused_at END,
@@ -49,19 +50,20 @@ PARTS = {
      error jsonb, pending int, wins int, failures int, callbacks text[], timeout_s float8, wake_s float8)
    WHERE st.id = x.id AND st.trace_id = %(trace)s AND st.tenant_id = t.tenant_id)""",
     "new_steps": """ns AS (INSERT INTO mesh.steps (id, tenant_id, trace_id, after_step_id, ordinal, node, iteration, kind,
-     phase, status, require, need, slots, pending, queue, agent, priority, callbacks, action, group_of, started_at,
-     deadline, rung_at, mem_seq)
+     phase, status, require, need, slots, pending, queue, agent, priority, callbacks, action, group_of, waits_for,
+     started_at, deadline, rung_at, wake_at, mem_seq)
    SELECT x.id, t.tenant_id, t.id, x.after_step_id, x.ordinal, x.node, x.iteration, x.kind, x.phase,
-     CASE WHEN x.kind <> 'group' AND t.paused_at IS NOT NULL THEN 'ready' ELSE x.status END,
-     x.require, x.need, x.slots, x.pending, t.queue, t.agent, t.priority, x.callbacks, x.action, x.group_of,
+     CASE WHEN x.kind <> 'group' AND x.waits_for IS NULL AND t.paused_at IS NOT NULL THEN 'ready' ELSE x.status END,
+     x.require, x.need, x.slots, x.pending, t.queue, t.agent, t.priority, x.callbacks, x.action, x.group_of, x.waits_for,
      CASE WHEN x.status <> 'ready' AND t.worker_id IS NOT NULL THEN mesh.mesh_now() END,
      CASE WHEN x.status = 'running' AND t.worker_id IS NOT NULL
        THEN mesh.mesh_now() + make_interval(secs => x.timeout_s) END,
      CASE WHEN x.status = 'ready' THEN mesh.mesh_now() END,
+     coalesce(x.wake_at::timestamptz, mesh.mesh_now() + make_interval(secs => x.wake_s)),
      coalesce((SELECT c.mem_seq FROM mesh.contexts c WHERE c.tenant_id = t.tenant_id AND c.id = t.context_id), 0)
    FROM t, jsonb_to_recordset(%(new_steps)s::jsonb) AS x(id uuid, node text, kind text, status text, iteration int,
      ordinal int, after_step_id uuid, phase text, require text, need int, slots int, pending int, callbacks text[],
-     action jsonb, timeout_s float8, group_of uuid))""",
+     action jsonb, timeout_s float8, group_of uuid, wake_s float8, wake_at text, waits_for text))""",
     "calls": """c AS (UPDATE mesh.calls cl SET
     status = CASE WHEN x.status = 'running' AND t.worker_id IS NULL THEN 'ready' ELSE x.status END,
     result = coalesce(x.result, cl.result), error = coalesce(x.error, cl.error),
@@ -80,12 +82,12 @@ PARTS = {
      AND cl.status IN ('running', 'held', 'ready'))""",
     "new_calls": """nc AS (INSERT INTO mesh.calls (id, tenant_id, trace_id, step_id, group_id, slot, idx, slot_size, slot_mode,
      tool, label, args, needs, effect, inline, status, queue, task, priority, idem_key, timeout_s, max_attempts, max_losses,
-     backoff_s, backoff_cap_s, n,
+     backoff_s, backoff_cap_s, limited, kind, child_trace_id, n,
      worker_id, child, deadline, rung_at)
    SELECT x.id, t.tenant_id, t.id, x.step_id, x.group_id, x.slot, x.idx, x.slot_size, x.slot_mode, x.tool, x.label, x.args,
      x.needs, x.effect, x.inline, CASE WHEN t.paused_at IS NOT NULL THEN 'held' ELSE x.status END,
      x.queue, x.task, x.priority, x.idem_key, x.timeout_s, x.max_attempts, x.max_losses, x.backoff_s,
-     x.backoff_cap_s,
+     x.backoff_cap_s, x.limited, x.kind, x.child_trace_id,
      (x.status = 'running' AND t.worker_id IS NOT NULL)::int,
      CASE WHEN x.status = 'running' THEN t.worker_id END, CASE WHEN x.status = 'running' THEN t.child END,
      CASE WHEN x.status = 'running' AND t.worker_id IS NOT NULL
@@ -94,7 +96,7 @@ PARTS = {
    FROM t, jsonb_to_recordset(%(new_calls)s::jsonb) AS x(id uuid, step_id uuid, group_id uuid, slot int, idx int, slot_size int,
      slot_mode text, tool text, label text, args jsonb, needs text[], effect text, inline boolean, status text,
      queue text, task text, priority smallint, idem_key text, timeout_s float8, max_attempts int, max_losses int,
-     backoff_s float8, backoff_cap_s float8))""",
+     backoff_s float8, backoff_cap_s float8, limited boolean, kind text, child_trace_id uuid))""",
     "attempts": """a AS (UPDATE mesh.attempts at SET ended_at = mesh.mesh_now(), outcome = x.outcome, error = x.error
    FROM t, jsonb_to_recordset(%(attempts)s::jsonb) AS x(id uuid, outcome text, error jsonb)
    WHERE at.id = x.id AND at.step_id = %(step)s AND at.tenant_id = t.tenant_id AND at.outcome IS NULL)""",

@@ -7,6 +7,7 @@ context. `claim` starts a queued trace, `take` goes on with one whose step is re
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from datetime import datetime
 from typing import Any
 from uuid import UUID
 
@@ -14,7 +15,7 @@ import psycopg
 
 from agentmesh.infrastructure.database import Database, Row, jsonb
 from agentmesh.records import Json, new_id
-from agentmesh.state import landing, memory
+from agentmesh.state import inbox, landing, memory
 from agentmesh.state.changes import Change, plain
 from agentmesh.state.dispatch import child_rows
 
@@ -43,6 +44,7 @@ class Held:
     permissions: tuple[str, ...]
     payload: Json
     policy: dict[str, Json]
+    state: dict[str, Json]
     plan_hash: str
     depth: int
     root_id: UUID
@@ -64,19 +66,25 @@ class Taken:
 
 @dataclass(frozen=True, slots=True)
 class Landed:
-    """A commit that won. `kept` False: the trace was let go (asked for, ended, or found paused)."""
+    """A commit that won. `kept` False: the trace was let go (asked for, ended, or found paused).
+
+    `heard`: the new step, joined at once by a signal that had come before it.
+    """
 
     kept: bool
     epoch: int
+    heard: Row | None = None
 
 
-COLUMNS = """id, tenant_id, context_id, agent, intent, from_id, locale, queue, priority, permissions, payload, policy,
+COLUMNS = """id, tenant_id, context_id, agent, intent, from_id, locale, queue, priority, permissions, payload, policy, state,
   plan_hash, depth, root_id, steps, epoch"""
 
 CLAIM = f"""
 WITH t AS (
   UPDATE mesh.traces SET status = 'running', worker_id = %(worker)s, child = %(child)s, claim_id = %(claim)s,
-    plan_hash = %(plan)s, agent_version = %(version)s, policy = %(policy)s::jsonb || policy, steps = 1, seq = seq + 3,
+    plan_hash = coalesce(plan_hash, %(plan)s), agent_version = %(version)s, steps = 1,
+    policy = %(policy)s::jsonb || policy || CASE WHEN policy = '{{}}' THEN '{{}}' ELSE jsonb_build_object('given',
+      (SELECT jsonb_agg(own) FROM jsonb_object_keys(policy) own)) END, seq = seq + 3,
     started_at = mesh.mesh_now(), wake_at = NULL
    WHERE id = %(trace)s AND epoch = %(epoch)s AND status = 'queued' AND worker_id IS NULL AND paused_at IS NULL
      AND agent = %(agent)s AND (wake_at IS NULL OR wake_at <= mesh.mesh_asof())
@@ -85,15 +93,17 @@ WITH t AS (
  x AS (INSERT INTO mesh.contexts (tenant_id, id) SELECT tenant_id, context_id FROM t ON CONFLICT DO NOTHING),
  s AS (INSERT INTO mesh.steps (id, tenant_id, trace_id, ordinal, node, kind, status, queue, agent, priority, started_at,
     deadline, mem_seq)
-   SELECT %(step)s, tenant_id, id, 1, %(node)s, %(kind)s, 'running', queue, agent, priority, mesh.mesh_now(),
+   SELECT %(step)s, tenant_id, id, 1, CASE plan_hash WHEN %(plan)s THEN %(node)s ELSE 'start' END,
+     CASE plan_hash WHEN %(plan)s THEN %(kind)s ELSE 'start' END, 'running', queue, agent, priority, mesh.mesh_now(),
      mesh.mesh_now() + make_interval(secs => (policy->>'reasoner_timeout_s')::float8),
      coalesce((SELECT c.mem_seq FROM mesh.contexts c WHERE c.tenant_id = t.tenant_id AND c.id = t.context_id), 0) FROM t),
  a AS (INSERT INTO mesh.attempts (id, tenant_id, trace_id, step_id, kind, n, epoch, worker_id, child)
-   SELECT %(attempt)s, tenant_id, id, %(step)s, %(kind)s, 1, 1, %(worker)s, %(child)s FROM t),
+   SELECT %(attempt)s, tenant_id, id, %(step)s, 'reason', 1, 1, %(worker)s, %(child)s FROM t),
  e AS (INSERT INTO mesh.events (trace_id, seq, tenant_id, name, step_id, body)
-   SELECT t.id, t.seq - 3 + v.n, t.tenant_id, v.name, v.step, v.body::jsonb FROM t, (VALUES
+   SELECT t.id, t.seq - 3 + v.n, t.tenant_id, v.name, v.step,
+     coalesce(v.body::jsonb, jsonb_build_object('plan', t.plan_hash)) FROM t, (VALUES
      (1, 'ACP_RECEIVE', NULL::uuid, %(received)s), (2, 'RUN_ONCE_START', NULL::uuid, %(started)s),
-     (3, 'EXEC_START', %(step)s::uuid, jsonb_build_object('plan', %(plan)s::text)::text)) v(n, name, step, body))
+     (3, 'EXEC_START', %(step)s::uuid, NULL)) v(n, name, step, body))
 SELECT * FROM t
 """
 
@@ -113,9 +123,9 @@ SELECT id, status FROM mesh.calls WHERE step_id = %(step)s AND tenant_id = %(ten
 TAKE_STEP = """
 UPDATE mesh.steps SET status = 'running', started_at = coalesce(started_at, mesh.mesh_now()), wake_at = NULL,
   phase = CASE WHEN status = 'joined' THEN 'callback' ELSE phase END,
-  pending = CASE WHEN kind = 'tools' THEN 0 ELSE pending END,
+  pending = 0,
   deadline = mesh.mesh_now() + make_interval(secs => CASE
-    WHEN kind = 'tools' OR phase = 'callback' THEN %(callback_s)s::float8 ELSE %(reason_s)s::float8 END)
+    WHEN status = 'joined' OR kind = 'tools' OR phase = 'callback' THEN %(callback_s)s::float8 ELSE %(reason_s)s::float8 END)
  WHERE id = %(step)s AND trace_id = %(trace)s AND tenant_id = %(tenant)s AND epoch = %(epoch)s
    AND status IN ('ready', 'joined') AND (wake_at IS NULL OR wake_at <= mesh.mesh_asof()) AND (losses = 0 OR %(alone)s)
 RETURNING *, (SELECT count(*) FROM mesh.attempts a WHERE a.step_id = %(step)s AND a.call_id IS NULL) AS starts,
@@ -172,7 +182,8 @@ def claim(
 ) -> Taken | None:
     """The queued trace, running its first step under `holder`; None when it is not ours to start.
 
-    `start` has plan, version, policy (a JSON object below the intent's own), node, kind, claim, received, started.
+    `start` has plan, version, policy (a JSON object below the intent's own), node, kind, claim, received, started. A
+    trace that was pinned to another plan when it was accepted begins with that one's start.
     """
     step, attempt = new_id(), new_id()
     rows = db.once(
@@ -184,8 +195,10 @@ def claim(
     )  # fmt: skip
     if not rows:
         return None
-    first = {
-        "id": step, "node": start["node"], "kind": start["kind"], "phase": "run", "iteration": 1, "ordinal": 1,
+    own = rows[0]["plan_hash"] == start["plan"]
+    first: Row = {
+        "id": step, "node": start["node"] if own else "start", "kind": start["kind"] if own else "start", "phase": "run",
+        "iteration": 1, "ordinal": 1,
         "failures": 0, "epoch": 1, "action": None, "output": None, "error": None, "slots": 0, "wins": 0, "need": 0,
         "after_step_id": None, "status": "running", "was": "ready", "callbacks": [],
     }  # fmt: skip
@@ -234,6 +247,12 @@ def take(
         )  # fmt: skip
         return taken
     return None
+
+
+def now(db: Database) -> datetime:
+    """The database's time."""
+    moment: datetime = db.once("SELECT mesh.mesh_now() AS now", {})[0]["now"]
+    return moment
 
 
 def is_suspect(db: Database, step_id: UUID, epoch: int) -> bool:
@@ -287,21 +306,26 @@ def commit(db: Database, held: Held, change: Change) -> Landed | None:
     sql, params = _statement(held, change)
     long_term = [write for write in change.memory if write.type == "long_term"]
 
+    heard: list[Row | None] = [None]
+
     def once() -> Row | None:
-        if not long_term:
+        if not long_term and change.listens is None:
             rows = db.once(sql, params)
             return rows[0] if rows else None
         with db.begin() as tx:
             row = tx.one(sql, params)
             if row is not None:
                 memory.write(tx, held.tenant_id, held.context_id, held.id, long_term)
+                if change.listens is not None:
+                    step, name = change.listens
+                    heard[0] = inbox.hear(tx, tenant=held.tenant_id, trace_id=held.id, step_id=step, name=name)
             return row
 
     try:
         row = once()
     except (psycopg.OperationalError, psycopg.InterfaceError, psycopg.errors.UniqueViolation):
         row = _settled(db, held, change, once)
-    return None if row is None else Landed(row["kept"], row["epoch"])
+    return None if row is None else Landed(row["kept"], row["epoch"], heard[0])
 
 
 def _settled(db: Database, held: Held, change: Change, again: Any) -> Row | None:
@@ -344,6 +368,7 @@ def _statement(held: Held, change: Change) -> tuple[str, dict[str, Any]]:
         "step": change.steps[0].id if change.steps else None,
         "n_events": len(change.events), "n_steps": sum(one.group_of is None for one in change.new_steps),
         "end_status": end.status if end else None,
+        "state": jsonb(change.state), "waits_for": change.waits_for,
         "result": jsonb(end.result) if end else None, "error": jsonb(end.error) if end else None,
     }  # fmt: skip
     return landing.statement(tuple(named)), params | named
@@ -358,6 +383,6 @@ def _held(row: Row, holder: Holder) -> Held:
     return Held(**{name: row[name] for name in names}, permissions=tuple(row["permissions"]), holder=holder)
 
 
-def moved(held: Held, landed: Landed, *, steps: int) -> Held:
-    """The same trace after a commit that kept it."""
-    return replace(held, epoch=landed.epoch, steps=steps)
+def moved(held: Held, landed: Landed, *, steps: int, state: dict[str, Json] | None = None) -> Held:
+    """The same trace after a commit that kept it. `state` None: as before."""
+    return replace(held, epoch=landed.epoch, steps=steps, state=held.state if state is None else state)

@@ -1,0 +1,261 @@
+"""From a decision to the next step: what ends, what opens, landed in one commit and rung after it.
+
+Every method of the Mover takes a position, a draft that knows how the step at hand has ended, and returns where the run
+goes on here (None: nowhere).
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import structlog
+
+from agentmesh.errors import BadPayload, MeshError
+from agentmesh.execution import plan as plans
+from agentmesh.execution.advance import (
+    CallTools,
+    Decision,
+    Fact,
+    Fail,
+    Finish,
+    Rest,
+    Route,
+    State,
+    Visit,
+    advance,
+)  # fmt: skip
+from agentmesh.execution.callbacks import effects_of
+from agentmesh.execution.draft import Draft, LiveCall, Position
+from agentmesh.execution.failures import failure_of
+from agentmesh.execution.plan import BehaviorPlan
+from agentmesh.execution.router import Dispatch
+from agentmesh.execution.views import HostedAgent, Parts, Views
+from agentmesh.infrastructure import jsontext
+from agentmesh.infrastructure.faults import point
+from agentmesh.records import Failure, Json, Policy, PolicyPatch, Ring, new_id
+from agentmesh.state.calls import CONTINUATION, call_ring, step_ring
+from agentmesh.state.changes import End, NewAttempt, NewStep, NewTrace
+from agentmesh.state.traces import Held, Landed
+
+log = structlog.get_logger("agentmesh.executor")
+
+MAX_VARS_BYTES = 65_536
+
+
+class Mover:
+    """Moves the traces of one agent from step to step."""
+
+    def __init__(self, agent: HostedAgent, parts: Parts, views: Views) -> None:
+        self._agent, self._parts, self._views = agent, parts, views
+
+    # --- what is decided
+
+    def plan(self, held: Held) -> BehaviorPlan:
+        """The plan this trace is pinned to: a deploy changes no running trace."""
+        if held.plan_hash == self._agent.plan.hash:
+            return self._agent.plan
+        return self._parts.plan(held.tenant_id, held.plan_hash)
+
+    def node(self, at: Position) -> Any:
+        """The node of the step at hand; None at the start."""
+        return None if at.kind == plans.START else self.plan(at.held).node(at.node)
+
+    def policy(self, held: Held, base: Policy, node: str) -> Policy:
+        """The policy of a node: the plan's and its own over the agent's, under what the intent itself has set."""
+        plan = self.plan(held)
+        patches = [plan.policy] if node == plans.START else [plan.policy, plan.node(node).policy]
+        values = {name: value for one in patches for name, value in _set(one) if name not in base.given}
+        return base.model_copy(update=values) if values else base
+
+    def decide(self, at: Position, fact: Fact, *, result: Json = None) -> Decision:
+        plan = self.plan(at.held)
+        variables = self._views.variables(at, plan.reads, result)
+        turns = at.held.state.get("turns") or {}
+        return advance(plan, State(at.node, at.iteration, at.held.steps, at.policy, fact, result, variables, turns))
+
+    # --- what is done
+
+    def go(self, at: Position, draft: Draft, decision: Decision, *, failure: Failure | None = None) -> Position | None:
+        """Do what was decided. `failure`: the step at hand has failed with it."""
+        if isinstance(decision, Visit | CallTools | Rest | Finish | Fail):
+            try:
+                self._pass(at, draft, decision.route)
+            except MeshError as exc:
+                decision = Fail(failure_of(exc, code=exc.code))
+        match decision:
+            case Visit():
+                return self._visit(at, draft, decision, failure)
+            case CallTools():
+                try:
+                    step, dispatch = self.resolved(at, decision)
+                except MeshError as exc:
+                    return self.end(at, draft, Fail(failure_of(exc, code=exc.code)), failure=failure)
+                return self.call(at, draft, decision, step, dispatch, failure=failure)
+            case Rest():
+                return self._rest(at, draft, decision, failure)
+            case _:
+                return self.end(at, draft, decision, failure=failure)
+
+    def _pass(self, at: Position, draft: Draft, route: Route) -> None:
+        """Note what was passed on the way. Raises BadPayload for variables that are too large."""
+        for start, target in route.jumps:
+            draft.event("EXEC_JUMP", node=start, to=target)
+        if route.vars is None and route.turns is None:
+            return
+        state = dict(at.held.state)
+        state |= {} if route.vars is None else {"vars": dict(route.vars)}
+        state |= {} if route.turns is None else {"turns": dict(route.turns)}
+        size = len(jsontext.dumps(state, what="the variables of the chain").encode())
+        if size > MAX_VARS_BYTES:
+            raise BadPayload("the variables of the chain are too large", value=f"{size} bytes",
+                             expected=f"at most {MAX_VARS_BYTES} bytes")  # fmt: skip
+        draft.state = state
+
+    def _visit(self, at: Position, draft: Draft, decision: Visit, failure: Failure | None) -> Position | None:
+        policy = self.policy(at.held, at.base, decision.node)
+        step = NewStep(
+            new_id(), decision.node, "reason", "running", decision.iteration, at.held.steps + 1, at.step_id,
+            timeout_s=policy.reasoner_timeout_s,
+        )  # fmt: skip
+        attempt = NewAttempt(new_id(), step.id, "reason", 1, 1)
+        draft.new_attempts.append(attempt)
+        landed = self._opened(at, draft, step, failure, keep=True)
+        point("callback.after_commit")
+        if landed is None:
+            return at.lost()
+        return (
+            at.at_step(landed, step, policy=policy, state=draft.state, attempt=attempt)
+            if landed.kept
+            else at.left("paused")
+        )
+
+    def _rest(self, at: Position, draft: Draft, decision: Rest, failure: Failure | None) -> Position | None:
+        node = self.plan(at.held).node(decision.node)
+        asked, seconds = dict(decision.asked), decision.seconds
+        match node:
+            case plans.Signal(signal=name):
+                waits_for = f"signal:{name}"
+            case plans.Approval():
+                waits_for = f"approval:{node.id}"
+                if node.escalate is not None:
+                    asked["left_s"] = None if seconds is None else max(0.0, seconds - node.escalate.after_s)
+                    seconds = node.escalate.after_s
+            case _:
+                waits_for = "time"
+        step = NewStep(
+            new_id(), decision.node, node.kind, "waiting", decision.iteration, at.held.steps + 1, at.step_id, action=asked,
+            wake_s=seconds, wake_at=self._parts.moment(asked) if "cron" in asked else decision.until, waits_for=waits_for,
+        )  # fmt: skip
+        draft.waits_for = waits_for
+        draft.listens = (step.id, node.signal) if node.kind == "signal" else None
+        draft.event("EXEC_WAIT", step.id, node=decision.node, waits_for=waits_for)
+        landed = self._opened(at, draft, step, failure, keep=False)
+        point("callback.after_commit")
+        if landed is None:
+            return at.lost()
+        if landed.heard is not None:
+            names = ("id", "epoch", "queue", "agent", "priority")
+            self._parts.ring([step_ring({f"step_{name}": landed.heard[name] for name in names}, at.held.id)])
+        return at.left("waiting")
+
+    def _opened(
+        self, at: Position, draft: Draft, step: NewStep, failure: Failure | None, *, keep: bool
+    ) -> Landed | None:
+        """Land the end of the step at hand with the opening of this one."""
+        _ends(draft, failure)
+        draft.new_steps.append(step)
+        if step.iteration > at.iteration:
+            draft.event("EXEC_LOOP", step.id, node=step.node, iteration=step.iteration)
+        return draft.land(self._parts.db, keep=keep)
+
+    # --- tools
+
+    def resolved(self, at: Position, decision: CallTools) -> tuple[NewStep, Dispatch]:
+        """The step and the calls of an action. Raises what the tool router refuses."""
+        action, node = decision.action, self.plan(at.held).node(decision.node)
+        step = NewStep(
+            new_id(), decision.node, "tools", "waiting", decision.iteration, at.held.steps + 1, at.step_id,
+            action={"strategy": action.strategy} | ({"for_each": True} if isinstance(node, plans.ForEach) else {}),
+        )  # fmt: skip
+        found = self._parts.router.resolve(
+            action, held=at.held, step=step, allowed=self._agent.spec.tools, limit=decision.limit,
+            policy=self.policy(at.held, at.base, decision.node),
+        )  # fmt: skip
+        return step, self._views.resolved(at, found)
+
+    def call(
+        self, at: Position, draft: Draft, decision: CallTools, step: NewStep, dispatch: Dispatch, *,
+        failure: Failure | None = None,
+    ) -> Position | None:  # fmt: skip
+        """End the step at hand and open the tools step: on this worker when all of it is inline, else as a chord."""
+        policy = self.policy(at.held, at.base, decision.node)
+        made = replace(
+            step, status="running" if dispatch.inline else "waiting", require=dispatch.require, need=dispatch.need,
+            slots=dispatch.slots, pending=dispatch.slots, callbacks=effects_of(policy),
+            timeout_s=sum(one.timeout_s for one in dispatch.calls),
+        )  # fmt: skip
+        draft.new_steps += dispatch.groups
+        draft.new_calls += dispatch.calls
+        draft.event("TOOL_DISPATCH", made.id, strategy=decision.action.strategy, require=dispatch.require,
+                    tools=[one.label for one in dispatch.calls])  # fmt: skip
+        live = [LiveCall.of(one, new_id() if one.status == "running" else None) for one in dispatch.calls]
+        draft.new_attempts += [one.attempt() for one in live if one.attempt_id is not None]
+        point("tools.before_commit")
+        landed = self._opened(at, draft, made, failure, keep=dispatch.inline)
+        point("tools.after_commit")
+        if landed is None:
+            return at.lost()
+        if landed.kept:
+            point("next.after_commit")
+            return at.at_step(landed, made, policy=policy, state=draft.state, calls=live)
+        header = [call_ring(one.call | {"trace_id": at.held.id}) for one in live if one.call["status"] != "held"]
+        body = Ring("step", made.id, 1, at.held.queue, f"agent.{at.held.agent}", at.held.id, _up(at.held.priority))
+        self._parts.chord(header, body)
+        point("tools.after_ring")
+        return at.left("waiting")
+
+    # --- ends
+
+    def end(self, at: Position, draft: Draft, decision: Decision, *, failure: Failure | None = None) -> Position | None:
+        """End the trace. `failure`: the step at hand has failed with it."""
+        _ends(draft, failure)
+        match decision:
+            case Finish(result=result):
+                value = self._views.aside(at, result, "the result of the trace")
+                draft.event("EXEC_DONE")
+                draft.end = End("done", result=value)
+            case Fail(failure=why):
+                draft.step(error=why.as_json())
+                draft.event("EXEC_FAIL", error_code=why.code, message=why.message[:500])
+                draft.end = End("failed", error=why.as_json())
+            case _:
+                raise AssertionError(f"{decision} is no end")
+        point("finish.before_commit")
+        landed = draft.land(self._parts.db, keep=False)
+        point("finish.after_commit")
+        if landed is None:
+            return at.lost()
+        name = "EXEC_DONE" if draft.end.status == "done" else "EXEC_FAIL"
+        log.info(name, trace_id=str(at.held.id), agent=at.held.agent)
+        self._parts.ring([_first_ring(child) for child in draft.children])
+        return at.left(draft.end.status)
+
+
+def _ends(draft: Draft, failure: Failure | None) -> None:
+    if failure is None:
+        draft.step(status="done")
+    else:
+        draft.step(status="failed", error=failure.as_json())
+
+
+def _set(patch: PolicyPatch) -> list[tuple[str, Any]]:
+    return [(name, value) for name in PolicyPatch.model_fields if (value := getattr(patch, name)) is not None]
+
+
+def _first_ring(trace: NewTrace) -> Ring:
+    return Ring("trace", trace.id, 1, trace.queue, f"agent.{trace.agent}", trace.id, trace.priority, trace.jws)
+
+
+def _up(priority: int) -> int:
+    return min(9, priority + CONTINUATION)
