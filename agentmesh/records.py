@@ -118,6 +118,14 @@ class Backoff(Record):
     cap_s: Annotated[float, Field(ge=0, le=86400)] = 300.0
 
 
+class Webhook(Record):
+    """Who is told of a trace, and the name of the secret ("whsec_…") that signs it."""
+
+    url: Annotated[str, StringConstraints(pattern=r"^https?://[\x21-\x7e]{1,2000}$")]
+    secret: Name
+    on: tuple[Literal["end", "callback"], ...] = ("end",)
+
+
 class Policy(Record):
     """How a trace is worked. Rising order: defaults, the agent's file, the plan, the intent; the result is recorded."""
 
@@ -136,6 +144,7 @@ class Policy(Record):
     callbacks: tuple[Name, ...] = ()
     on_fail: Literal["callback", "fail"] = "callback"
     on_callback_fail: Literal["fail", "finish"] = "fail"
+    webhook: Webhook | None = None
     given: tuple[str, ...] = ()
     """What the intent itself set: no plan overrides it."""
 
@@ -158,6 +167,7 @@ class PolicyPatch(Record):
     callbacks: tuple[Name, ...] | None = None
     on_fail: Literal["callback", "fail"] | None = None
     on_callback_fail: Literal["fail", "finish"] | None = None
+    webhook: Webhook | None = None
 
 
 class ToolUse(Record):

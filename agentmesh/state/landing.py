@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from functools import lru_cache
 
+from agentmesh.state.deliveries import INSERT_DELIVERIES
 from agentmesh.state.dispatch import INSERT_CHILDREN
 from agentmesh.state.memory import INSERT_SHORT_TERM
 
@@ -116,6 +117,7 @@ PARTS = {
    FROM t, jsonb_to_recordset(%(letters)s::jsonb) AS x(id uuid, step_id uuid, code text, fingerprint text, evidence jsonb))""",
     "memory": INSERT_SHORT_TERM,
     "children": INSERT_CHILDREN,
+    "deliveries": INSERT_DELIVERIES,
 }
 """Each part reads `t`, and the parameter of its own name."""
 

@@ -15,6 +15,7 @@ from agentmesh.infrastructure.database import Database, Row, Tx, jsonb
 from agentmesh.records import Failure, Json, Policy, Ring, new_id
 from agentmesh.state import calls
 from agentmesh.state.calls import Settled
+from agentmesh.state.deliveries import END_COLUMNS, INSERT_END
 
 # What a worker left behind by its own will is handed back; a `once` call that it ran may have taken effect.
 ORPHANS = """
@@ -72,12 +73,13 @@ RETURNING id, status, epoch, queue, agent, priority, losses
 """
 
 # The end of a trace whose step no process survives. Its row is ours in this transaction, and held by nobody.
-PARK = """
+PARK = f"""
 WITH t AS (
   UPDATE mesh.traces SET status = 'failed', error = %(error)s::jsonb, ended_at = mesh.mesh_now(), seq = seq + 1,
     parent_owed = parent_call_id IS NOT NULL
    WHERE id = %(trace)s AND tenant_id = %(tenant)s AND status = 'running' AND worker_id IS NULL
-  RETURNING id, tenant_id, seq, agent),
+  RETURNING id, tenant_id, seq, {END_COLUMNS}),
+ {INSERT_END},
  s AS (UPDATE mesh.steps st SET status = 'failed', error = %(error)s::jsonb, ended_at = mesh.mesh_now(), rung_at = NULL FROM t
    WHERE st.id = %(step)s AND st.trace_id = t.id AND st.tenant_id = t.tenant_id
    RETURNING st.id, st.node, st.phase, st.losses),
@@ -146,7 +148,10 @@ def _let_go(tx: Tx, row: Row, outcome: Literal["lost", "released", "timeout"]) -
     limit = trace_row["max_losses"] or Policy().max_losses
     poison = next((one for one in steps if one["losses"] > limit), None)
     if poison is not None:
-        tx.count(PARK, at | {"step": poison["id"], "letter": new_id(), "error": jsonb(POISON.as_json())})
+        tx.count(
+            PARK,
+            at | {"step": poison["id"], "letter": new_id(), "delivery": new_id(), "error": jsonb(POISON.as_json())},
+        )
         return []
     rings = [
         calls.step_ring({f"step_{name}": one[name] for name in ("id", "epoch", "queue", "agent", "priority")}, trace)

@@ -15,8 +15,9 @@ import psycopg
 
 from agentmesh.errors import UnknownTrace
 from agentmesh.infrastructure.database import Database, Row, Tx, jsonb
-from agentmesh.records import Json, Ring
+from agentmesh.records import Json, Ring, new_id
 from agentmesh.state.calls import call_ring, step_ring
+from agentmesh.state.deliveries import END_COLUMNS, INSERT_END
 
 OPEN = "status IN ('held', 'queued', 'running', 'waiting')"
 
@@ -64,7 +65,8 @@ CANCEL = f"""
 WITH t AS (UPDATE mesh.traces SET status = 'cancelled', cancelled_at = mesh.mesh_now(), ended_at = mesh.mesh_now(),
     epoch = epoch + 1, worker_id = NULL, child = NULL, claim_id = NULL, wake_at = NULL, waits_for = NULL, paused_at = NULL,
     seq = seq + 1, parent_owed = parent_call_id IS NOT NULL, cancel_owed = %(tree)s
-   WHERE id = %(trace)s AND tenant_id = %(tenant)s AND {OPEN} RETURNING id, tenant_id, seq)
+   WHERE id = %(trace)s AND tenant_id = %(tenant)s AND {OPEN} RETURNING id, tenant_id, seq, {END_COLUMNS}),
+ {INSERT_END}
 INSERT INTO mesh.events (trace_id, seq, tenant_id, name, body)
  SELECT id, seq, tenant_id, 'EXEC_CANCEL', %(body)s::jsonb FROM t RETURNING trace_id
 """
@@ -165,7 +167,7 @@ def owed(db: Database, *, batch: int) -> Sequence[Row]:
 
 def _cancel(db: Database, at: dict[str, Any], by: str, reason: str, *, tree: bool) -> bool:
     with db.begin() as tx:
-        if tx.one(CANCEL, at | {"body": _said(by, reason), "tree": tree}) is None:
+        if tx.one(CANCEL, at | {"body": _said(by, reason), "tree": tree, "delivery": new_id()}) is None:
             raise psycopg.Rollback
         tx.all(LOCK_CALLS, at)
         for drop in (DROP_CALLS, DROP_STEPS, END_ATTEMPTS):

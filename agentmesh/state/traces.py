@@ -15,7 +15,7 @@ import psycopg
 
 from agentmesh.infrastructure.database import Database, Row, jsonb
 from agentmesh.records import Json, new_id
-from agentmesh.state import inbox, landing, memory
+from agentmesh.state import deliveries, inbox, landing, memory
 from agentmesh.state.changes import Change, plain
 from agentmesh.state.dispatch import child_rows
 
@@ -360,6 +360,7 @@ def _statement(held: Held, change: Change) -> tuple[str, dict[str, Any]]:
         "memory": memory.rows(held.id, [one for one in change.memory if one.type == "short_term"]),
         "children": child_rows(change.children),
         "letters": [plain(one) for one in change.letters],
+        "deliveries": deliveries.rows(held, change),
     }
     named = {name: jsonb(rows) for name, rows in parts.items() if rows}
     params = {
