@@ -39,6 +39,7 @@ from agentmesh.coordination.heartbeat import Heart, here
 from agentmesh.coordination.notes import Notes
 from agentmesh.coordination.registry import AgentRegistry
 from agentmesh.coordination.rescuer import Pace, Rescuer
+from agentmesh.coordination.stuck import Stuck
 from agentmesh.errors import BadToolFile, NoSigningKey, PluginRefused
 from agentmesh.execution.callbacks import CallbackHandler
 from agentmesh.execution.executors import EXECUTORS
@@ -379,7 +380,7 @@ class Mesh:
         if pool == "prefork" and ends is None:
             self.notes = Notes(children=concurrency)
         if ends is None:
-            lone = LoneProcesses()
+            lone = LoneProcesses(silence_s=2 * self.settings.lease.lease)
             self._alone = lone.run
         queues = self.register_tasks(agents=kind != "tools", tools=kind != "agents")
         self.registry.announce(self.db, [self.tenant])
@@ -393,9 +394,13 @@ class Mesh:
         )  # fmt: skip
         if ends is not None:
             self._serve_alone(ends, replace(me, name=f"{name}-alone", queues=(), agents=(), tools=()), pace)
-        life = _Life(self, me, pace, lone)
-        drain_s = self.settings.worker.drain
-        add_life(self.app, start=life.start, stop=life.stop, child=self.become_child, drain_s=drain_s)
+        worker = self.settings.worker
+        stuck = Stuck(self.notes, grace_s=worker.grace, threads=concurrency)
+        life = _Life(self, me, pace, lone, stuck)
+        stuck.full = add_life(
+            self.app, start=life.start, stop=life.stop, child=self.become_child, spent=stuck.nothing_else,
+            drain_s=worker.drain,
+        )  # fmt: skip
         return sorted(set(queues.values()))
 
     def _serve_alone(self, ends: tuple[int, int], me: Worker, pace: Pace) -> NoReturn:
@@ -472,11 +477,16 @@ class Mesh:
 class _Life:
     """Heart and rescuer of one worker process, from its first beat to its leaving."""
 
-    def __init__(self, mesh: Mesh, me: Worker, pace: Pace, lone: LoneProcesses) -> None:
+    def __init__(self, mesh: Mesh, me: Worker, pace: Pace, lone: LoneProcesses, stuck: Stuck) -> None:
         self._lone = lone
         patience_s = pace.lease_s / 4
         self.heart = Heart(
-            mesh.db.alone(deadline_s=patience_s), me, mesh.notes, beat_s=pace.beat_s, ring=mesh.doorbell.ring
+            mesh.db.alone(deadline_s=patience_s),
+            me,
+            mesh.notes,
+            beat_s=pace.beat_s,
+            ring=mesh.doorbell.ring,
+            stuck=stuck,
         )
         self.rescuer = Rescuer(
             mesh.db.alone(deadline_s=patience_s), self.heart, mesh.notes, pace, ring=mesh.doorbell.ring,

@@ -164,7 +164,8 @@ def _workers(mesh: Mesh) -> Iterator[Finding]:
     from agentmesh.observation import health
 
     seen = health.workers(mesh.db)
-    says = f"{seen['alive']} alive, {seen['dead']} dead within an hour"
+    stuck = f", {seen['stuck']} threads stuck in code that ignores its time limit" if seen["stuck"] else ""
+    says = f"{seen['alive']} alive, {seen['dead']} dead within an hour{stuck}"
     yield Finding("workers", ok=seen["alive"] > 0, says=says, cure="" if seen["alive"] else "agentmesh worker all")
 
 

@@ -1,8 +1,8 @@
 """Suspects run alone: what was lost with its worker is worked by a process that runs nothing else meanwhile.
 
 Such a process is this worker's own command, started again with two pipes: it takes one ring at a time, works it as a
-worker of its own (so its death is found like any other), says when it is done, and ends when its worker does. One that
-survived goes on with the next suspect.
+worker of its own (so its death is found like any other), says meanwhile that it is there and at last that it is done,
+and ends when its worker does. One that survived goes on with the next suspect; one that falls silent is killed.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import select
 import subprocess
 import sys
 import threading
@@ -28,12 +29,14 @@ VARIABLE = "AGENTMESH_ALONE"
 """Set for such a process: the two ends of its pipes."""
 AT_ONCE = 2
 MISSES = 5
+HERE, DONE = b".", b"!"
 
 
 class LoneProcesses:
     """The lone processes of one worker, each started when it is first needed."""
 
-    def __init__(self, *, argv: Sequence[str] | None = None, at_once: int = AT_ONCE) -> None:
+    def __init__(self, *, silence_s: float, argv: Sequence[str] | None = None, at_once: int = AT_ONCE) -> None:
+        self._silence_s = silence_s
         self._argv = list(argv or [sys.executable, *sys.orig_argv[1:]])
         self._free = threading.BoundedSemaphore(at_once)
         self._lock = threading.Lock()
@@ -50,7 +53,7 @@ class LoneProcesses:
                 lone = self._idle.pop() if self._idle else None
             lone = lone or _Lone(self._argv)
             log.info("runs alone", kind=ring.kind, id=str(ring.id), pid=lone.process.pid)
-            survived = lone.work(ring)
+            survived = lone.work(ring, self._silence_s)
             if survived:
                 with self._lock:
                     self._idle.append(lone)
@@ -77,16 +80,22 @@ class _Lone:
         os.close(its_in)
         os.close(its_out)
         self._ask: IO[str] = os.fdopen(our_out, "w")
-        self._hear: IO[str] = os.fdopen(our_in)
+        self._hear: IO[bytes] = os.fdopen(our_in, "rb", buffering=0)
 
-    def work(self, ring: Ring) -> bool:
+    def work(self, ring: Ring, silence_s: float) -> bool:
+        """True when it has worked the row. Once it has spoken, it is killed after `silence_s` without a word: what it
+        runs lets no other thread of it run."""
+        heard, patience_s = HERE, None
         try:
             self._ask.write(json.dumps(asdict(ring), default=str) + "\n")
             self._ask.flush()
-            heard = self._hear.readline()
+            while heard.endswith(HERE):
+                spoke, _, _ = select.select([self._hear], [], [], patience_s)
+                heard, patience_s = self._hear.read(64) if spoke else b"", silence_s
         except OSError:
-            heard = ""
+            heard = b""
         if not heard:
+            self.process.kill()
             self.end()
             log.warning("a lone process ended", kind=ring.kind, id=str(ring.id), code=self.process.returncode)
         return bool(heard)
@@ -113,20 +122,27 @@ def serve(ends: tuple[int, int], handle: Callable[[Ring], object], *, ours: Call
     When what it runs is no longer `ours` (timed out, cancelled, given to others), nobody waits for it: the process ends.
     """
     os.environ.pop(VARIABLE, None)  # what a tool starts is no lone process
-    with os.fdopen(ends[0]) as asked, os.fdopen(ends[1], "w") as said:
+    with os.fdopen(ends[0]) as asked:
         for line in asked:
             fields = json.loads(line)
             over = threading.Event()
-            threading.Thread(target=_watch, args=(over, ours, look_s), name="alone-watch", daemon=True).start()
+            watch = threading.Thread(target=_watch, args=(over, ours, look_s, ends[1]), name="alone-watch", daemon=True)
+            watch.start()
             handle(Ring(**fields | {"id": UUID(fields["id"]), "trace_id": UUID(fields["trace_id"])}))
             over.set()
-            said.write("done\n")
-            said.flush()
+            watch.join()
+            _say(ends[1], DONE)
 
 
-def _watch(over: threading.Event, ours: Callable[[], bool], look_s: float) -> None:
+def _say(end: int, word: bytes) -> None:
+    with contextlib.suppress(OSError):  # nobody listens any more
+        os.write(end, word)
+
+
+def _watch(over: threading.Event, ours: Callable[[], bool], look_s: float, end: int) -> None:
     held, missed = False, 0
     while not over.wait(look_s):
+        _say(end, HERE)
         held, missed = held or ours(), 0 if ours() else missed + held
         if missed > MISSES:
             os._exit(1)

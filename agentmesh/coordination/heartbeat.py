@@ -18,6 +18,7 @@ import structlog
 
 from agentmesh.coordination import process
 from agentmesh.coordination.notes import Notes
+from agentmesh.coordination.stuck import Stuck
 from agentmesh.errors import MeshError
 from agentmesh.infrastructure.database import Database, Server
 from agentmesh.infrastructure.faults import point
@@ -33,13 +34,14 @@ class Heart:
 
     def __init__(
         self, db: Database, worker: Worker, notes: Notes, *, beat_s: float, ring: Callable[[Sequence[Ring]], None],
-        monotonic: Callable[[], float] = time.monotonic,
+        stuck: Stuck | None = None, monotonic: Callable[[], float] = time.monotonic,
     ) -> None:  # fmt: skip
         self._db = db
         self._worker = worker
         self._notes = notes
         self._beat_s = beat_s
         self._ring = ring
+        self._stuck = stuck
         self._monotonic = monotonic
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._loop, name="heart", daemon=True)
@@ -81,7 +83,7 @@ class Heart:
         point("beat.before")
         try:
             self._compare_clocks()  # before the beat: until then our own row is as old as everybody's
-            named = leases.beat(self._db, self._notes.worker_id)
+            named = leases.beat(self._db, self._notes.worker_id, stuck=len(self._stuck or ()))
             self._heard()
             if named is None:
                 log.warning("found dead; registering anew", worker=str(self._notes.worker_id))
@@ -135,6 +137,8 @@ class Heart:
                 if one.claim_id in self._unnoted:  # twice in a row: a claim whose answer was lost
                     self._give_back(one, lost=False)
         self._unnoted = unnoted
+        if self._stuck is not None:
+            self._stuck.look(noted, {one.claim_id for one in named})
 
     def _give_back(self, one: Named, *, lost: bool) -> None:
         row = {

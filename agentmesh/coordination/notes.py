@@ -17,7 +17,7 @@ from uuid import UUID
 from agentmesh.errors import BadSettings
 from agentmesh.state.traces import Holder
 
-SLOT = 16
+SLOT = 24  # a claim and the pid of its child
 HEADER = 16
 CHILDREN = 4096
 """The most children a pool may have. Each has its slot from the start: a pool may grow, shared memory does not."""
@@ -43,7 +43,7 @@ class Notes:
         self._claims = {}
         self._slot = slot
         if slot < CHILDREN:
-            self._put(slot, bytes(SLOT))
+            self._put(slot, bytes(16) + os.getpid().to_bytes(8))
 
     @property
     def worker_id(self) -> UUID:
@@ -69,24 +69,27 @@ class Notes:
             yield
         finally:
             if self._slot is not None:
-                self._put(self._slot, bytes(SLOT))
+                self._put(self._slot, bytes(16))
             else:
                 with self._lock:
                     self._claims.pop(claim_id, None)
 
-    def claims(self) -> set[UUID]:
-        """Every claim noted now."""
+    def claims(self) -> dict[UUID, int | None]:
+        """Every claim noted now, and the pid of the child that noted it; None: a thread of this process did."""
         with self._lock:
-            mine = set(self._claims)
+            noted: dict[UUID, int | None] = dict.fromkeys(self._claims)
         slots = bytes(self._shared[HEADER:])
-        noted = {slots[at : at + SLOT] for at in range(0, len(slots), SLOT)} - {bytes(SLOT)}
-        return mine | {UUID(bytes=one) for one in noted}
+        for at in range(0, len(slots), SLOT):
+            claim = slots[at : at + 16]
+            if any(claim):
+                noted[UUID(bytes=claim)] = int.from_bytes(slots[at + 16 : at + SLOT])
+        return noted
 
     def _put(self, slot: int, value: bytes) -> None:
         if slot >= CHILDREN:
             raise _too_many(slot + 1)
         at = HEADER + slot * SLOT
-        self._shared[at : at + SLOT] = value
+        self._shared[at : at + len(value)] = value
 
 
 def _too_many(children: int) -> BadSettings:

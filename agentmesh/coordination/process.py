@@ -34,6 +34,12 @@ def started(pid: int) -> int | None:
     return None if fields[0] in {"Z", "X"} else int(fields[19])
 
 
+def stopped(pid: int, *, parent: int) -> bool:
+    """Whether this is a child of `parent` that a signal has stopped."""
+    fields = _read(Path(f"/proc/{pid}/stat")).rpartition(")")[2].split()
+    return fields[:2] == ["T", str(parent)]
+
+
 def provably_gone(row: Row) -> bool:
     """Whether the worker of this row ran on this host, boot and namespace, and its process is no longer there."""
     here = (host(), boot_id(), pid_namespace())

@@ -145,6 +145,7 @@ class WorkerSection(Section):
     agents_pool: Pool = "threads"
     tools_pool: Pool = "prefork"
     drain: Seconds = 30.0
+    grace: Seconds = 10.0
 
 
 class FlowerSection(Section):

@@ -8,7 +8,8 @@ from agentmesh.infrastructure.database import Database, Row
 WORKERS = """
 SELECT count(*) FILTER (WHERE state = 'alive' AND beat_at > mesh.mesh_asof() - make_interval(secs => lease_s)) AS alive,
  count(*) FILTER (WHERE (state = 'dead' OR state = 'alive' AND beat_at <= mesh.mesh_asof() - make_interval(secs => lease_s))
-  AND beat_at > mesh.mesh_asof() - interval '1 hour') AS dead FROM mesh.workers
+  AND beat_at > mesh.mesh_asof() - interval '1 hour') AS dead,
+ coalesce(sum(stuck) FILTER (WHERE state = 'alive'), 0)::int AS stuck FROM mesh.workers
 """
 
 OLDEST = """
@@ -25,7 +26,7 @@ SELECT r.*, extract(epoch FROM mesh.mesh_asof() - r.since)::float8 AS seconds FR
 
 
 def workers(db: Database) -> Row:
-    """How many are alive, and how many died within the last hour."""
+    """How many are alive, how many died within the last hour, and how many threads are stuck."""
     return db.once(WORKERS)[0]
 
 

@@ -21,7 +21,8 @@ VALUES (%(id)s, %(name)s, %(host)s, %(boot_id)s, %(pid_ns)s, %(pid)s, %(pid_star
 # The beat and what names us in one statement; the caller reads its own notes afterwards. A call without a claim of its
 # own runs inside a held trace and goes with it.
 BEAT = """
-WITH b AS (UPDATE mesh.workers SET beat_at = mesh.mesh_now() WHERE id = %(id)s AND state = 'alive' RETURNING id)
+WITH b AS (UPDATE mesh.workers SET beat_at = mesh.mesh_now(), stuck = %(stuck)s
+   WHERE id = %(id)s AND state = 'alive' RETURNING id)
 SELECT 'alive' AS kind, id, NULL::uuid AS claim_id, NULL::int AS epoch, NULL::int AS child, NULL::text AS tenant_id FROM b
 UNION ALL SELECT 'trace', id, claim_id, epoch, child, tenant_id FROM mesh.traces WHERE worker_id = %(id)s
 UNION ALL SELECT 'call', id, claim_id, epoch, child, tenant_id FROM mesh.calls WHERE worker_id = %(id)s AND claim_id IS NOT NULL
@@ -85,9 +86,12 @@ def register(db: Database, worker: Worker) -> None:
     db.once(REGISTER, {k: list(v) if isinstance(v, tuple) else v for k, v in row.items()})
 
 
-def beat(db: Database, worker_id: UUID) -> list[Named] | None:
-    """What names this worker, now that it has beaten; None when it is dead and must drop everything."""
-    rows = db.once(BEAT, {"id": worker_id})
+def beat(db: Database, worker_id: UUID, *, stuck: int = 0) -> list[Named] | None:
+    """What names this worker, now that it has beaten; None when it is dead and must drop everything.
+
+    `stuck`: so many of its threads run what is nobody's any more.
+    """
+    rows = db.once(BEAT, {"id": worker_id, "stuck": stuck})
     if not any(row["kind"] == "alive" for row in rows):
         return None
     return [Named(**row) for row in rows if row["kind"] != "alive"]

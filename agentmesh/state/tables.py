@@ -397,6 +397,7 @@ workers = sa.Table(
     _texts("tools"),
     _text("version"),
     sa.Column("lease_s", sa.Float, nullable=False),
+    _int("stuck"),
     _time("registered_at", now=True),
     _time("beat_at", now=True),
     _one_of("state", "alive", "dead", "gone"),

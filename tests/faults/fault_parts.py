@@ -4,9 +4,12 @@ database outside the system under test, in a transaction of its own: how often s
 
 from __future__ import annotations
 
+import itertools
 import os
 import resource
+import signal
 import threading
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +87,19 @@ def sleepy(ctx: ToolContext, gate: str) -> str:
     ran(ctx)
     wait_for(gate)
     return "too late"
+
+
+@register_tool("deaf", needs=["data:read"], queue=TAG, timeout=1, attempts=1)
+def deaf(ctx: ToolContext, to: str) -> None:
+    """Never ends by itself, and heeds nothing that could end it."""
+    ran(ctx)
+    if to == "signals":
+        signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+    if to == "threads":
+        sum(itertools.repeat(0))  # in C, where no other thread of its process runs
+    while True:
+        with suppress(BaseException):
+            threading.Event().wait(0.1)
 
 
 @register_tool("abort", needs=["data:read"], queue=TAG, attempts=3)

@@ -222,7 +222,7 @@ def test_rule_14_a_waiting_trace_holds_no_connection(lab):
     for _ in range(5):
         lab.open("work")
     assert lab.mesh.db.engine.pool.checkedout() == 0
-    assert lab.mesh.notes.claims() == set()
+    assert lab.mesh.notes.claims() == {}
     lab.drain()
 
 
