@@ -445,7 +445,6 @@ CREATE TABLE mesh.workers (
 	tools TEXT[] DEFAULT '{}' NOT NULL,
 	version TEXT NOT NULL,
 	lease_s FLOAT NOT NULL,
-	stuck INTEGER DEFAULT 0 NOT NULL,
 	registered_at TIMESTAMP WITH TIME ZONE DEFAULT mesh.mesh_now() NOT NULL,
 	beat_at TIMESTAMP WITH TIME ZONE DEFAULT mesh.mesh_now() NOT NULL,
 	PRIMARY KEY (id),

@@ -1,4 +1,4 @@
--- Chains: variables of a trace, signals, timers of steps, calls that are child traces. Additive: workers of the release
+-- Chains: variables of a trace, signals, timers of steps, calls that are child traces; stuck threads. Additive: workers of the release
 -- before run on it.
 ALTER TABLE mesh.traces ADD COLUMN state JSONB DEFAULT '{}' NOT NULL;
 
@@ -21,6 +21,8 @@ CREATE TABLE mesh.signals (
 );
 CREATE UNIQUE INDEX signals_key ON mesh.signals (trace_id, key) WHERE key IS NOT NULL;
 CREATE INDEX signals_unread ON mesh.signals (trace_id, name, id) WHERE step_id IS NULL;
+
+ALTER TABLE mesh.workers ADD COLUMN stuck INTEGER DEFAULT 0 NOT NULL;
 
 CREATE INDEX steps_wake ON mesh.steps (wake_at) WHERE status = 'waiting' AND wake_at IS NOT NULL;
 CREATE INDEX calls_next ON mesh.calls (step_id, slot) WHERE status = 'held' AND idx = 0 AND limited;
