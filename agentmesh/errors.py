@@ -6,6 +6,7 @@ Python and HTTP print the same parts. A class is named for what happened. Nothin
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 
@@ -84,6 +85,17 @@ class BadAgentFile(MeshError):
     exit_code = 2
     expected = "an agent file as config/agents/ shows"
     next = "agentmesh agents list"
+
+
+class BadChain(MeshError):
+    code = "E_CHAIN_FILE"
+    exit_code = 2
+    expected = "a chain as docs/chains.md shows"
+    next = "agentmesh chains lint"
+
+    def __init__(self, what: str, *, problems: Sequence[object] = (), **parts: Any) -> None:
+        super().__init__(what, **parts)
+        self.problems = tuple(problems)
 
 
 class BadRule(MeshError):

@@ -41,6 +41,7 @@ from agentmesh.coordination.registry import AgentRegistry
 from agentmesh.coordination.rescuer import Pace, Rescuer
 from agentmesh.coordination.stuck import Stuck
 from agentmesh.errors import BadToolFile, NoSigningKey, PluginRefused
+from agentmesh.execution import chain
 from agentmesh.execution.callbacks import CallbackHandler
 from agentmesh.execution.executors import EXECUTORS
 from agentmesh.execution.plan import BehaviorPlan
@@ -272,10 +273,10 @@ class Mesh:
     def registry(self) -> AgentRegistry:
         """The agents of this process, with the user's modules and listed plugins imported before them."""
         self.load_code()
-        registry = AgentRegistry(self.tools)
+        section = self.settings.agents
+        registry = AgentRegistry(self.tools, chain.load([self._root / one for one in section.chains]))
         agents = self._given
         if agents is None:
-            section = self.settings.agents
             policies = load_policies([self._root / one for one in section.policies])
             agents = load_agents([self._root / one for one in section.paths], policies=policies)
         for spec in agents.values():

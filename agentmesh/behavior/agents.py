@@ -47,13 +47,18 @@ class SessionSpec(Record):
 
 
 class AgentSpec(Record):
-    """One agent as it was declared. `intents` None: any. `group` None: a queue of its own."""
+    """One agent as it was declared. `intents` None: any. `group` None: a queue of its own.
+
+    `chain` is what its traces follow (None: reason → tools, round and round); `reasoners` are those that the chain names.
+    """
 
     agent: Name
     version: Version = "1"
     description: Annotated[str, StringConstraints(max_length=500)] = ""
     intents: tuple[IntentName, ...] | None = None
     reasoner: ReasonerSpec = ReasonerSpec()
+    reasoners: dict[Name, ReasonerSpec] = Field(default_factory=dict)
+    chain: Name | None = None
     tools: tuple[Name, ...] = ()
     grants: tuple[str, ...] = ()
     policy: PolicyPatch = PolicyPatch()
@@ -64,6 +69,13 @@ class AgentSpec(Record):
     group: Name | None = None
 
     _reasoner: Reasoner | None = PrivateAttr(default=None)
+    _rules: dict[str, Reasoner] = PrivateAttr(default_factory=dict)
+    _chain: dict[str, Json] | None = PrivateAttr(default=None)
+
+    @property
+    def own_chain(self) -> dict[str, Json] | None:
+        """The chain it was given in Python, as values; None where `chain` names a file's."""
+        return self._chain
 
     @property
     def queue(self) -> str:
@@ -91,24 +103,40 @@ class AgentSpec(Record):
         if self._reasoner is not None:
             return self._reasoner
         if self.reasoner.python is None:
+            if self.chain is not None:
+                return ReasonerBase(memory_engine, tool_registry, trace_writer)
             raise BadAgentFile(f"agent {self.agent} has no reasoner", expected="reasoner: rules or python")
-        found = _imported(self.reasoner.python, self.agent)
+        return self._from_python(self.reasoner.python, memory_engine, tool_registry, trace_writer)
+
+    def make_reasoners(
+        self, memory_engine: Any = None, tool_registry: Any = None, trace_writer: Any = None
+    ) -> dict[str, Reasoner]:
+        """What decides at the nodes that name a reasoner. Raises BadAgentFile, as make_reasoner does."""
+        parts = (memory_engine, tool_registry, trace_writer)
+        made = {name: self._from_python(one.python, *parts) for name, one in self.reasoners.items() if one.python}
+        return self._rules | made
+
+    def _from_python(self, name: str, *parts: Any) -> Reasoner:
+        found = _imported(name, self.agent)
         if isinstance(found, type):
-            found = found(memory_engine, tool_registry, trace_writer)
+            found = found(*parts)
         return as_reasoner(found, f"agent {self.agent}")
 
 
 def define_agent(
     agent: str,
     *,
-    reasoner: Reasoner | Callable[..., Any] | Mapping[str, Json],
+    reasoner: Reasoner | Callable[..., Any] | Mapping[str, Json] | None = None,
+    reasoners: Mapping[str, Reasoner | Callable[..., Any]] | None = None,
+    chain: str | Mapping[str, Json] | None = None,
     policies: Mapping[str, PolicyPatch] | None = None,
     **keys: Any,
 ) -> AgentSpec:
-    """An agent from keyword arguments: the keys of an agent file. `reasoner` may also be an object
-    with select_action, or a function of a session. Raises BadAgentFile.
+    """An agent from keyword arguments: the keys of an agent file. A reasoner may also be an object with select_action, or
+    a function of a session, and a chain the keys of a chain file; with one it needs no reasoner. Raises BadAgentFile.
     """
-    given: dict[str, Json] = {"agent": agent, **keys}
+    named = chain.get("chain") if isinstance(chain, Mapping) else chain
+    given: dict[str, Json] = {"agent": agent, **keys} | ({} if chain is None else {"chain": named})
     if isinstance(given.get("policy"), PolicyPatch):
         given["policy"] = given["policy"].model_dump(mode="json", exclude_none=True)
     if isinstance(reasoner, Mapping):
@@ -119,8 +147,10 @@ def define_agent(
         raise BadAgentFile(f"agent {agent}: {exc}", expected="the keys of an agent file") from None
     made = isinstance(reasoner, Mapping)
     spec = _checked(YamlText(data, f"agent {agent}", {}), policies or {}, needs_reasoner=made)
-    if not made:
+    if reasoner is not None and not made:
         spec._reasoner = as_reasoner(reasoner, f"agent {agent}")
+    spec._chain = dict(chain) if isinstance(chain, Mapping) else None
+    spec._rules |= {name: as_reasoner(one, f"agent {agent}") for name, one in (reasoners or {}).items()}
     return spec
 
 
@@ -210,14 +240,22 @@ def _checked(text: YamlText, policies: Mapping[str, PolicyPatch], *, needs_reaso
 
 
 def _attach(spec: AgentSpec, text: YamlText) -> None:
-    rules, python = spec.reasoner.rules, spec.reasoner.python
-    if (rules is None) == (python is None):
+    if not (spec.chain and spec.reasoner == ReasonerSpec()):
+        spec._reasoner = _ruled(spec, spec.reasoner, text, ("reasoner",))
+    for name, one in spec.reasoners.items():
+        if (made := _ruled(spec, one, text, ("reasoners", name))) is not None:
+            spec._rules[name] = made
+
+
+def _ruled(spec: AgentSpec, one: ReasonerSpec, text: YamlText, path: tuple[str, ...]) -> Reasoner | None:
+    """The rules of a reasoner; None where it is Python code."""
+    if (one.rules is None) == (one.python is None):
         raise BadAgentFile(
-            f"{text.where('reasoner')}: agent {spec.agent} needs one reasoner",
-            value=None if rules is None else "both", expected="reasoner: either rules or python",
+            f"{text.where(*path)}: agent {spec.agent} needs one reasoner",
+            value=None if one.rules is None else "both", expected="either rules or python",
         )  # fmt: skip
-    if rules is not None:
-        spec._reasoner = RuleReasoner(
-            rules, source=text.where("reasoner", "rules"),
-            where=lambda *path: text.where("reasoner", "rules", *path),
-        )  # fmt: skip
+    if one.rules is None:
+        return None
+    return RuleReasoner(
+        one.rules, source=text.where(*path, "rules"), where=lambda *more: text.where(*path, "rules", *more)
+    )

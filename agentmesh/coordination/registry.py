@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Mapping
 
 from agentmesh.behavior.agents import AgentSpec
 from agentmesh.errors import BadAgentFile, UnknownAgent
+from agentmesh.execution import chain
+from agentmesh.execution.chain import Known
 from agentmesh.execution.executors import EXECUTORS
-from agentmesh.execution.plan import default_plan
+from agentmesh.execution.plan import BehaviorPlan, default_plan
 from agentmesh.execution.tools import ToolRegistry
 from agentmesh.execution.views import HostedAgent
 from agentmesh.infrastructure.database import Database, Row
+from agentmesh.infrastructure.yamltext import YamlText
 from agentmesh.records import grants_cover
 from agentmesh.state import announced
 
@@ -19,20 +22,38 @@ from agentmesh.state import announced
 class AgentRegistry:
     """Agents by name, in one process; `announce` tells the mesh of them and of the tools."""
 
-    def __init__(self, tools: ToolRegistry) -> None:
-        self._tools = tools
+    def __init__(self, tools: ToolRegistry, chains: Mapping[str, YamlText] | None = None) -> None:
+        self._tools, self._chains = tools, chains or {}
         self._agents: dict[str, HostedAgent] = {}
 
     def register(self, spec: AgentSpec) -> HostedAgent:
-        """From now on this process hosts the agent. Raises BadAgentFile for an executor that does not exist."""
+        """From now on this process hosts the agent.
+
+        Raises BadAgentFile for an executor or a chain that does not exist, BadChain for one that it cannot follow.
+        """
         if spec.executor not in EXECUTORS:
             near = difflib.get_close_matches(spec.executor, EXECUTORS, n=1)
             hint = f" · did you mean {near[0]}?" if near else ""
             raise BadAgentFile(f"agent {spec.agent} names an executor that does not exist", value=spec.executor,
                                expected=f"one of {', '.join(sorted(EXECUTORS))}{hint}")  # fmt: skip
-        hosted = HostedAgent(spec, default_plan(), spec.make_reasoner(tool_registry=self._tools))
+        reasoners = spec.make_reasoners(tool_registry=self._tools)
+        plan = self._plan(spec, reasoners)
+        hosted = HostedAgent(spec, plan, spec.make_reasoner(tool_registry=self._tools), reasoners)
         self._agents[spec.agent] = hosted
         return hosted
+
+    def _plan(self, spec: AgentSpec, reasoners: Collection[str]) -> BehaviorPlan:
+        known = Known(tools=spec.tools, reasoners=reasoners)
+        if spec.chain is None:
+            return default_plan()
+        if spec.own_chain is not None:
+            return chain.from_values(spec.own_chain, known)
+        if spec.chain not in self._chains:
+            near = difflib.get_close_matches(spec.chain, self._chains, n=1)
+            hint = f" · did you mean {near[0]}?" if near else ""
+            raise BadAgentFile(f"agent {spec.agent} names a chain that does not exist", value=spec.chain,
+                               expected=f"one of {', '.join(sorted(self._chains)) or 'none'}{hint}")  # fmt: skip
+        return chain.read(self._chains[spec.chain], known)
 
     def get(self, name: str) -> HostedAgent:
         """Raises UnknownAgent."""

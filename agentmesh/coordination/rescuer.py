@@ -21,7 +21,7 @@ from agentmesh.errors import MeshError
 from agentmesh.infrastructure.database import Database, Row
 from agentmesh.infrastructure.faults import point
 from agentmesh.records import Ring
-from agentmesh.state import leases, rescue, rings, statistics, steering
+from agentmesh.state import leases, rescue, rings, signals, statistics, steering
 
 log = structlog.get_logger("agentmesh.rescuer")
 
@@ -71,6 +71,7 @@ class Rescuer:
                 self._bury()
                 self._give_back(rescue.orphans(self._db, batch=BATCH))
                 self._give_back(rescue.overdue(self._db, batch=BATCH))
+                self._wake()
                 self._finish_cancels()
                 self._ring_again()
                 self._keep_statistics()
@@ -114,6 +115,16 @@ class Rescuer:
                 log.info("EXEC_RESCUE", kind=row["kind"], id=str(row["id"]), outcome=row["outcome"])
             except (psycopg.Error, MeshError) as exc:
                 log.warning("a row was not given back", id=str(row["id"]), error=str(exc).splitlines()[0])
+
+    def _wake(self) -> None:
+        """Steps whose time is over."""
+        for row in signals.due(self._db, batch=BATCH):
+            try:
+                found = signals.wake(self._db, row)
+                point("timer.after_fire")
+                self._ring(found)
+            except (psycopg.Error, MeshError) as exc:
+                log.warning("a waiting step was not woken", id=str(row["id"]), error=str(exc).splitlines()[0])
 
     def _finish_cancels(self) -> None:
         """Trees whose cancel was cut short."""

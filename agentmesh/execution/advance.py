@@ -261,6 +261,8 @@ class _Walk:
         """The decision that going to this node comes to."""
         try:
             while target is not None:
+                if target == plans.FAIL:
+                    return Fail(Failure("E_CHAIN", f"{self._at} led to a failure", permanent=True), self._route)
                 if self._plan.index(target) <= self._plan.index(self._at):
                     self._iteration += 1
                 self._at = target

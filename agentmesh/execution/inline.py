@@ -140,7 +140,7 @@ def _place(one: LiveCall) -> Place:
     call = one.call
     return Place(
         call["id"], call["slot"], call["idx"], call["slot_size"], call["slot_mode"] == "first", call["status"],
-        may_retry=call["failures"] + 1 < call["max_attempts"],
+        may_retry=call["failures"] + 1 < call["max_attempts"], each=call["slot_mode"] == "each",
     )  # fmt: skip
 
 

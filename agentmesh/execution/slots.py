@@ -25,6 +25,7 @@ class Place:
     first: bool  # one success is enough for the slot
     status: Literal["held", "ready", "running", "done", "failed", "cancelled"]
     may_retry: bool = False
+    each: bool = False  # its end counts, however it ended
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +79,7 @@ def fold(places: Sequence[Place], outcomes: Mapping[UUID, Outcome], *, need: int
             start.append(by_place[one.slot, one.idx + 1].id)
             continue
         pending -= 1
-        wins += success
+        wins += success or one.each
         dropped += [by_place[one.slot, idx].id for idx in range(one.idx + 1, one.slot_size)]
     joined = wins >= need or wins + pending < need
     if joined:

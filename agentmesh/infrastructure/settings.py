@@ -128,6 +128,7 @@ class KeysSection(Section):
 class AgentsSection(Section):
     paths: Strings = ("config/agents",)
     policies: Strings = ("config/policies",)
+    chains: Strings = ("config/chains",)
 
 
 class ToolsSection(Section):

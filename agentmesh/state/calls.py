@@ -35,8 +35,10 @@ SELECT c.*, t.context_id, t.agent, t.intent, t.from_id, t.payload,
  FROM c JOIN mesh.traces t ON t.id = c.trace_id AND t.tenant_id = c.tenant_id
 """
 
-# Joined: enough wins, or no longer reachable. `fired` compares with the values before these slots were counted. What a
-# group passes on: for `all` everything at its end or first loss, else each win at once and its losses at its end.
+# Where a step lets only so many slots run at once, the end of one starts the next that is held; one that another end
+# is just starting is locked, and passed over. Joined: enough wins, or no longer reachable. `fired` compares with the
+# values before these slots were counted. What a group passes on: for `all` everything at its end or first loss, else
+# each win at once and its losses at its end.
 SETTLE = """
 WITH c AS (
   UPDATE mesh.calls SET
@@ -63,18 +65,22 @@ WITH c AS (
     ended_at = CASE WHEN %(outcome)s = 'won' THEN mesh.mesh_now() END
    WHERE id = %(call)s AND tenant_id = %(tenant)s AND epoch = %(epoch)s AND worker_id = %(worker)s AND status = 'running'
      AND (NOT %(overdue)s OR deadline < mesh.mesh_asof())
-  RETURNING *, status <> 'ready' AND (CASE slot_mode WHEN 'all' THEN status = 'failed' ELSE status = 'done' END
+  RETURNING *, status <> 'ready' AND (CASE slot_mode WHEN 'first' THEN status = 'done' ELSE status = 'failed' END
     OR idx = slot_size - 1 OR effect = 'once' AND %(outcome)s IN ('lost', 'timeout')) AS closes),
- nx AS (UPDATE mesh.calls n SET status = 'ready', rung_at = mesh.mesh_now() FROM c
-   WHERE n.step_id = c.step_id AND n.tenant_id = c.tenant_id AND n.slot = c.slot AND n.idx = c.idx + 1
-     AND n.status = 'held' AND c.status <> 'ready' AND NOT c.closes
+ h AS (SELECT f.id FROM c, LATERAL (SELECT f.id FROM mesh.calls f WHERE f.step_id = c.step_id AND f.tenant_id = c.tenant_id
+     AND f.status = 'held' AND f.idx = 0 AND f.limited ORDER BY f.slot LIMIT 1 FOR NO KEY UPDATE SKIP LOCKED) f
+   WHERE c.limited AND c.closes AND c.status <> 'ready'),
+ f AS (SELECT n.id FROM c JOIN mesh.calls n ON n.step_id = c.step_id AND n.tenant_id = c.tenant_id AND n.slot = c.slot
+     AND n.idx = c.idx + 1 WHERE c.status <> 'ready' AND NOT c.closes UNION ALL SELECT id FROM h),
+ nx AS (UPDATE mesh.calls n SET status = 'ready', rung_at = mesh.mesh_now() FROM f, c
+   WHERE n.id = f.id AND n.tenant_id = c.tenant_id AND n.status = 'held'
    RETURNING n.id, n.epoch, n.queue, n.task, n.priority),
  dr AS (UPDATE mesh.calls d SET status = 'cancelled', ended_at = mesh.mesh_now() FROM c
    WHERE d.step_id = c.step_id AND d.tenant_id = c.tenant_id AND d.slot = c.slot AND d.idx > c.idx
      AND d.status = 'held' AND c.closes RETURNING d.id),
  a AS (UPDATE mesh.attempts a SET ended_at = mesh.mesh_now(), outcome = %(outcome)s, error = %(error)s::jsonb FROM c
    WHERE a.call_id = c.id AND a.tenant_id = c.tenant_id AND a.n = c.n AND a.outcome IS NULL),
- w AS (SELECT c.step_id, c.group_id, c.tenant_id, (c.status = 'done')::int AS won
+ w AS (SELECT c.step_id, c.group_id, c.tenant_id, (c.status = 'done' OR c.slot_mode = 'each')::int AS won
    FROM c, (SELECT count(*) FROM nx) after_next, (SELECT count(*) FROM dr) after_dropped WHERE c.closes),
  g AS (UPDATE mesh.steps g SET pending = g.pending - 1, wins = g.wins + w.won,
     status = CASE WHEN g.pending = 1 OR g.require = 'all' AND w.won = 0 THEN 'done' ELSE g.status END,

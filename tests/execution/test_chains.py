@@ -1,0 +1,241 @@
+"""Chains on real rows: every kind of node, the way a trace takes, and what it ends with."""
+
+import pytest
+
+from agentmesh.errors import AlreadyDecided
+from agentmesh.execution.tools import register_tool
+from agentmesh.records import Backoff
+from agentmesh.state import signals
+
+
+@pytest.fixture
+def shop(tools):
+    """add: n + 1 · fast: the same, inline · boom: always fails · sure: fails where it is told to."""
+
+    @register_tool("add", registry=tools, attempts=1)
+    def add(n: int = 0) -> int:
+        return n + 1
+
+    @register_tool("fast", registry=tools, inline=True, attempts=1)
+    def fast(n: int = 0) -> int:
+        return n + 1
+
+    @register_tool("boom", registry=tools, attempts=1, backoff=Backoff(base_s=0, cap_s=0))
+    def boom() -> int:
+        raise ValueError("boom")
+
+    @register_tool("grade", registry=tools, inline=True)
+    def grade(round_: int = 0) -> dict[str, bool]:
+        return {"low_confidence": round_ < 2}
+
+
+@pytest.fixture
+def run(make_lab, shop):
+    """run(*steps, **payload) -> (lab, trace), as far as it goes."""
+
+    def go(*steps, payload=None, **keys):
+        lab = make_lab(chain={"chain": "c", "steps": list(steps)}, **keys)
+        trace = lab.mesh.router.dispatch("work", "tester", "puppet", "c-1", payload or {})
+        lab.drain()
+        return lab, trace
+
+    return go
+
+
+def nodes(lab, trace):
+    return [one["node"] for one in lab.steps(trace)]
+
+
+def result(trace):
+    return trace.result(0)
+
+
+def test_steps_follow_one_another_and_the_last_result_is_the_traces(run):
+    lab, trace = run({"tools": ["fast"], "id": "one"}, {"tools": [{"tool": "add", "args": {"n": {"=": "result"}}}]})
+    assert (nodes(lab, trace), result(trace)) == (["start", "one", "tools"], 2)
+
+
+def test_a_reasoner_decides_where_it_stands_in_the_chain(run):
+    lab, trace = run({"tools": ["fast"]}, {"reasoner": "mind"}, {"tools": ["add"]},
+                     reasoners={"mind": lambda session: {"answer": session.results["fast"] + 40}})  # fmt: skip
+    assert nodes(lab, trace) == ["start", "tools", "mind", "tools-2"]
+    assert lab.steps(trace)[2]["output"] == {"answer": 41}
+
+
+def test_a_jump_goes_back_until_its_condition_holds_no_more(run):
+    again = {"n": {"=": "has(vars.n) ? vars.n + 1 : 1"}}
+    lab, trace = run({"set": again, "id": "count"}, {"tools": [{"tool": "grade", "args": {"round_": {"=": "vars.n"}}}]},
+                     {"jump_if": "result.low_confidence", "then": "count"}, {"finish": {"rounds": {"=": "vars.n"}}})  # fmt: skip
+    assert result(trace) == {"rounds": 2}
+    assert [(one["node"], one["iteration"]) for one in lab.steps(trace)] == [("start", 1), ("tools", 1), ("tools", 2)]
+    assert lab.events(trace).count("EXEC_JUMP") == 1
+
+
+def test_a_jump_that_is_taken_too_often_fails_the_trace(run):
+    _, trace = run({"tools": ["fast"]}, {"jump_if": "true", "then": "tools", "limit": 3})
+    assert trace.status() == "failed"
+
+
+@pytest.mark.parametrize(("kind", "path"), [("a", "left"), ("b", "right"), ("c", "other")])
+def test_a_switch_takes_the_first_case_that_holds(run, kind, path):
+    cases = [{"when": "payload.kind == 'a'", "then": "left"}, {"when": "payload.kind == 'b'", "then": "right"}]
+    _, trace = run({"switch": cases, "else": "other"}, {"finish": "left", "id": "left"}, {"finish": "right", "id": "right"},
+                   {"finish": "other", "id": "other"}, payload={"kind": kind})  # fmt: skip
+    assert result(trace) == path
+
+
+def test_a_step_whose_condition_is_false_is_passed_over(run):
+    lab, trace = run({"tools": ["add"], "when": "has(payload.vip)"}, {"tools": ["fast"], "id": "last"})
+    assert nodes(lab, trace) == ["start", "last"]
+
+
+@pytest.mark.parametrize(("on_fail", "path", "status"), [
+    (None, ["start", "risk"], "failed"), ("skip", ["start", "risk", "after", "rescue"], "done"),
+    ("rescue", ["start", "risk", "rescue"], "done"), ("end", ["start", "risk"], "done"),
+])  # fmt: skip
+def test_a_failed_step_goes_where_on_fail_says(run, on_fail, path, status):
+    risk = {"tools": ["boom"], "id": "risk"} | ({"on_fail": on_fail} if on_fail else {})
+    lab, trace = run(risk, {"tools": ["fast"], "id": "after"}, {"tools": ["fast"], "id": "rescue"})
+    assert (nodes(lab, trace), trace.status()) == (path, status)
+    assert lab.steps(trace)[1]["status"] == "failed"
+
+
+def test_a_chain_may_give_up_with_a_code_of_its_own(run):
+    lab, trace = run({"fail": {"=": "'no stock of ' + payload.item"}, "code": "E_STOCK"}, payload={"item": "tea"})
+    assert lab.trace(trace)["error"] == {"code": "E_STOCK", "message": "no stock of tea"}
+
+
+def test_for_each_gives_results_in_the_order_of_the_items(run):
+    each = {"for_each": "payload.numbers", "tool": "add", "args": {"n": {"=": "item * 10 + index"}}}
+    _, trace = run(each, payload={"numbers": [3, 1, 2]})
+    assert result(trace) == [31, 12, 23]
+
+
+def test_for_each_of_nothing_goes_on_with_an_empty_list(run):
+    lab, trace = run({"for_each": "payload.numbers", "tool": "add"}, payload={"numbers": []})
+    assert (result(trace), nodes(lab, trace)) == ([], ["start"])
+
+
+def test_for_each_starts_no_more_than_its_limit_and_one_more_at_each_end(run, make_lab):
+    lab = make_lab(chain={"chain": "c", "steps": [{"for_each": "payload.numbers", "tool": "add", "limit": 2,
+                                                   "args": {"n": {"=": "item"}}}]})  # fmt: skip
+    trace = lab.mesh.router.dispatch("work", "tester", "puppet", "c-1", {"numbers": list(range(5))})
+    lab.answer()
+    running = []
+    while trace.status() == "running":
+        running.append(sum(one["status"] in {"ready", "running"} for one in lab.calls(trace)))
+        lab.answer()
+    assert max(running) == 2
+    assert result(trace) == [1, 2, 3, 4, 5]
+
+
+@pytest.mark.parametrize("inline", [False, True])
+def test_for_each_with_require_each_keeps_what_succeeded(run, tools, inline):
+    @register_tool("picky", registry=tools, attempts=1, inline=inline)
+    def picky(n: int) -> int:
+        if n % 2:
+            raise ValueError("odd")
+        return n
+
+    each = {"for_each": "payload.numbers", "tool": "picky", "args": {"n": {"=": "item"}}, "require": "each"}
+    _, trace = run(each, payload={"numbers": [1, 2, 3, 4]})
+    assert result(trace) == [None, 2, None, 4]
+
+
+def test_a_wait_is_a_row_until_its_time_and_then_the_chain_goes_on(run):
+    lab, trace = run({"wait": "3d"}, {"tools": ["fast"]})
+    row = lab.trace(trace)
+    assert (row["status"], row["waits_for"], row["worker_id"], len(lab.bells.waiting)) == ("waiting", "time", None, 0)
+    assert signals.due(lab.mesh.db, batch=10) == []
+    lab.shift(3 * 86_400 + 1)
+    [due] = signals.due(lab.mesh.db, batch=10)
+    lab.bells.ring(signals.wake(lab.mesh.db, due))
+    lab.drain()
+    assert result(trace) == 1
+
+
+def send(lab, trace, name, payload=None, **more):
+    sent = signals.send(
+        lab.mesh.db, tenant="default", trace_id=trace.id, name=name, payload=payload, by="tester", **more
+    )
+    lab.bells.ring(sent.rings)
+    lab.drain()
+    return sent
+
+
+def test_a_signal_carries_the_chain_on_with_its_payload(run):
+    lab, trace = run({"signal": "paid"}, {"finish": {"=": "result.cents"}})
+    assert lab.trace(trace)["waits_for"] == "signal:paid"
+    assert send(lab, trace, "paid", {"cents": 5}).heard
+    assert result(trace) == 5
+
+
+def test_a_signal_that_came_first_is_heard_when_the_chain_listens(run):
+    lab, trace = run({"signal": "first"}, {"signal": "paid"}, {"finish": {"=": "result"}})
+    assert not send(lab, trace, "paid", 7).heard
+    send(lab, trace, "first")
+    assert result(trace) == 7
+
+
+def test_a_signal_under_one_key_counts_once(run):
+    lab, trace = run({"signal": "paid"}, {"signal": "paid", "id": "again"})
+    assert not send(lab, trace, "paid", key="k").repeated
+    assert send(lab, trace, "paid", key="k").repeated
+    assert trace.status() == "waiting"
+
+
+def test_a_signal_that_never_comes_goes_where_on_timeout_says(run):
+    lab, trace = run({"signal": "paid", "within": "1h", "on_timeout": "late"}, {"finish": "paid"},
+                     {"finish": "late", "id": "late"})  # fmt: skip
+    lab.shift(3601)
+    lab.bells.ring(signals.wake(lab.mesh.db, signals.due(lab.mesh.db, batch=1)[0]))
+    lab.drain()
+    assert result(trace) == "late"
+
+
+def decide(lab, trace, choice, *, ok, by="ann"):
+    [asked] = signals.asked(lab.mesh.db, tenant="default", trace_id=trace.id)
+    rings = signals.decide(lab.mesh.db, tenant="default", step=asked, choice=choice, ok=ok, by=by, reason="because")
+    lab.bells.ring(rings)
+    lab.drain()
+    return asked
+
+
+@pytest.mark.parametrize(("choice", "ok", "ends"), [("approve", True, "shipped"), ("reject", False, "kept")])
+def test_an_approval_waits_for_a_person_and_records_who_and_why(run, choice, ok, ends):
+    lab, trace = run({"approval": {"order": {"=": "payload.order"}}, "on_fail": "kept"}, {"finish": "shipped"},
+                     {"finish": "kept", "id": "kept"}, payload={"order": 9})  # fmt: skip
+    asked = decide(lab, trace, choice, ok=ok)
+    assert (asked["asked"]["ask"], result(trace)) == ({"order": 9}, ends)
+    [said] = [one["body"] for one in lab.mesh.trace_writer.get(trace.id) if one["name"] == "EXEC_SIGNAL"]
+    assert said == {"node": "approval", "choice": choice, "by": "ann", "reason": "because"}
+
+
+def test_a_second_decision_is_told_which_one_stands(run):
+    lab, trace = run({"approval": "ship it?"}, {"signal": "paid"})
+    asked = decide(lab, trace, "approve", ok=True)
+    with pytest.raises(AlreadyDecided, match="approve"):
+        signals.decide(lab.mesh.db, tenant="default", step=asked, choice="reject", ok=False, by="bob", reason=None)
+
+
+def test_an_approval_that_nobody_gives_asks_more_people_then_times_out(run):
+    lab, trace = run({"approval": "ship it?", "who": ["ann"], "within": "2d", "escalate": {"after": "1d", "who": ["boss"]},
+                      "on_timeout": "late"}, {"finish": "shipped"}, {"finish": "late", "id": "late"})  # fmt: skip
+    lab.shift(86_401)
+    assert signals.wake(lab.mesh.db, signals.due(lab.mesh.db, batch=1)[0]) == []
+    [asked] = signals.asked(lab.mesh.db, tenant="default")
+    assert asked["asked"]["who"] == ["ann", "boss"]
+    lab.shift(2 * 86_402)
+    lab.bells.ring(signals.wake(lab.mesh.db, signals.due(lab.mesh.db, batch=1)[0]))
+    lab.drain()
+    assert result(trace) == "late"
+
+
+def test_a_nodes_policy_stands_over_the_agents_and_under_the_intents(run, make_lab):
+    chain = {"chain": "c", "steps": [{"tools": ["boom"], "retry": 2}]}
+    lab = make_lab(chain=chain, policy={"tool_attempts": 4, "backoff": {"base_s": 0, "cap_s": 0}})
+    for policy, attempts in ((None, 2), ({"tool_attempts": 3}, 3)):
+        trace = lab.mesh.router.dispatch("work", "tester", "puppet", "c-1", {}, policy=policy)
+        lab.drain()
+        [call] = lab.calls(trace)
+        assert call["max_attempts"] == attempts
