@@ -611,3 +611,17 @@ class AlreadyDecided(MeshError):
     exit_code = 4
     expected = "an approval that nobody has decided"
     next = "agentmesh approvals"
+
+
+class NotAsked(MeshError):
+    code = "E_NOT_ASKED"
+    exit_code = 4
+    expected = "somebody who is asked"
+    next = "agentmesh approvals"
+
+
+class BadChoice(MeshError):
+    code = "E_CHOICE"
+    exit_code = 2
+    expected = "one of the options"
+    next = "agentmesh approvals"

@@ -37,6 +37,7 @@ from agentmesh.coordination.container import AgentRuntime
 from agentmesh.coordination.controller import AgentController
 from agentmesh.coordination.heartbeat import Heart, here
 from agentmesh.coordination.notes import Notes
+from agentmesh.coordination.people import People
 from agentmesh.coordination.registry import AgentRegistry
 from agentmesh.coordination.rescuer import Pace, Rescuer
 from agentmesh.coordination.stuck import Stuck
@@ -266,6 +267,10 @@ class Mesh:
             rates=Rates(section, counted if counted.startswith("redis") else None, mesh=name),
             streams=Streams(section), proxies=Proxies(section.proxies), cursor_key=self.key.derive("cursors"),
         ))  # fmt: skip
+
+    @cached_property
+    def people(self) -> People:
+        return People(self.db, self.blobs, tenant=self.tenant, ring=self.doorbell.ring)
 
     # --- working ----------------------------------------------------------------------------------------------------
 

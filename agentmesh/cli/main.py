@@ -19,6 +19,7 @@ from typer._click.exceptions import NoArgsIsHelpError  # typer names it nowhere 
 from agentmesh import __version__
 from agentmesh.cli import (
     agents,
+    chains,
     config,
     db,
     demo,
@@ -28,6 +29,7 @@ from agentmesh.cli import (
     flower,
     gateway,
     keys,
+    people,
     steer,
     submit,
     tools,
@@ -57,9 +59,13 @@ for verb in (
     steer.resume,
     steer.cancel,
     steer.retry,
+    people.signal,
+    people.approvals,
+    people.approve,
+    people.reject,
 ):
     app.command()(verb)
-for group in (trace.app, dlq.app, agents.app, tools.app, keys.app, db.app, config.app):
+for group in (trace.app, dlq.app, agents.app, tools.app, chains.app, keys.app, db.app, config.app):
     app.add_typer(group)
 
 

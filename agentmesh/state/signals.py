@@ -127,6 +127,16 @@ def send(
     return Sent(heard=False, repeated=True)
 
 
+def schema(db: Database, *, tenant: str, trace_id: UUID, name: str) -> Json:
+    """The schema of the signal's payload, where a step waits for it now; None: there is none, or nobody waits yet."""
+    rows = db.once(
+        "SELECT action->'schema' AS said FROM mesh.steps WHERE trace_id = %(trace)s AND tenant_id = %(tenant)s"
+        " AND kind = 'signal' AND status = 'waiting' AND waits_for = 'signal:' || %(name)s ORDER BY ordinal LIMIT 1",
+        {"trace": trace_id, "tenant": tenant, "name": name},
+    )
+    return rows[0]["said"] if rows else None
+
+
 def asked(db: Database, *, tenant: str, trace_id: UUID | None = None, limit: int = 200) -> list[Row]:
     """What waits for a person's decision, oldest first."""
     return db.once(ASKED, {"tenant": tenant, "trace": trace_id, "limit": limit})

@@ -1,0 +1,65 @@
+"""People: what they tell a trace, and what they decide for it, checked before it is recorded."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from uuid import UUID
+
+import jsonschema_rs
+
+from agentmesh.errors import BadChoice, BadPayload, NotAsked
+from agentmesh.infrastructure.database import Database, Row
+from agentmesh.records import Json, Ring, check_name
+from agentmesh.state import signals
+from agentmesh.state.blobs import BlobStore
+from agentmesh.state.signals import Sent
+
+
+class People:
+    """The doors by which people, and systems in their place, move waiting traces of one tenant on."""
+
+    def __init__(self, db: Database, blobs: BlobStore, *, tenant: str, ring: Callable[[Sequence[Ring]], None]) -> None:
+        self._db, self._blobs, self._tenant, self._ring = db, blobs, tenant, ring
+
+    def signal(self, trace_id: UUID, name: str, payload: Json = None, *, by: str, key: str | None = None) -> Sent:
+        """The trace has the signal; once under its `key`. Raises BadPayload, UnknownTrace or TraceEnded."""
+        check_name(name, "a signal")
+        schema = signals.schema(self._db, tenant=self._tenant, trace_id=trace_id, name=name)
+        if schema is not None:
+            wrong = next(iter(jsonschema_rs.validator_for(schema).iter_errors(payload)), None)
+            if wrong is not None:
+                raise BadPayload(f"the payload of signal {name} does not fit its schema", value=wrong.message)
+        kept = self._blobs.shrink(self._tenant, payload, what="the payload of a signal")
+        sent = signals.send(self._db, tenant=self._tenant, trace_id=trace_id, name=name, payload=kept, by=by, key=key)
+        self._ring(sent.rings)
+        return sent
+
+    def asked(self, trace_id: UUID | None = None) -> list[Row]:
+        """What waits for a decision, oldest first: trace, node, what is asked of whom, and until when."""
+        return signals.asked(self._db, tenant=self._tenant, trace_id=trace_id)
+
+    def decide(
+        self, trace_id: UUID, choice: str | None = None, *, refuse: bool = False, by: str, reason: str | None = None
+    ) -> dict[str, str]:
+        """The approval that the trace waits for is decided; `choice` None: the first option, or the last to `refuse`.
+
+        Raises UnknownTrace, AlreadyDecided, NotAsked for who may not decide, BadChoice.
+        """
+        open_ones = self.asked(trace_id)
+        if not open_ones:
+            raise signals.decided_before(self._db, tenant=self._tenant, trace_id=trace_id)
+        step, asked = open_ones[0], open_ones[0]["asked"]
+        options: list[str] = asked["options"]
+        chosen = choice or options[-1 if refuse else 0]
+        if asked["who"] and by not in asked["who"]:
+            raise NotAsked(
+                f"{step['node']} is not yours to decide", value=by, expected=f"one of {', '.join(asked['who'])}"
+            )
+        if chosen not in options:
+            raise BadChoice(f"{step['node']} has no such option", value=chosen, expected=f"one of {', '.join(options)}")
+        if asked["reason_required"] and not (reason or "").strip():
+            raise BadChoice(f"{step['node']} is decided with a reason", expected="--reason TEXT")
+        ok = chosen != options[-1]
+        rings = signals.decide(self._db, tenant=self._tenant, step=step, choice=chosen, ok=ok, by=by, reason=reason)
+        self._ring(rings)
+        return {"node": step["node"], "choice": chosen, "by": by}
