@@ -24,10 +24,13 @@ _HOMES = {
     "ContextBinder": "agentmesh.state.contexts",
     "DataAdapter": "agentmesh.execution.adapters",
     "Executor": "agentmesh.execution.executors",
+    "HybridReasoner": "agentmesh.behavior.combined",
+    "LLMReasoner": "agentmesh.behavior.llm",
     "MemoryEngine": "agentmesh.state.memory",
     "MemoryEntry": "agentmesh.state.memory",
     "ParallelExecutor": "agentmesh.execution.executors",
     "ReasonerBase": "agentmesh.behavior.reasoners",
+    "ReasonerRouter": "agentmesh.behavior.combined",
     "RuleReasoner": "agentmesh.behavior.reasoners",
     "RuntimeContainer": "agentmesh.coordination.container",
     "SequentialExecutor": "agentmesh.execution.executors",
@@ -59,10 +62,13 @@ __all__ = [
     "ContextBinder",
     "DataAdapter",
     "Executor",
+    "HybridReasoner",
+    "LLMReasoner",
     "MemoryEngine",
     "MemoryEntry",
     "ParallelExecutor",
     "ReasonerBase",
+    "ReasonerRouter",
     "RuleReasoner",
     "RuntimeContainer",
     "SequentialExecutor",
@@ -82,6 +88,8 @@ __all__ = [
 
 if TYPE_CHECKING:
     from agentmesh.behavior.agents import define_agent
+    from agentmesh.behavior.combined import HybridReasoner, ReasonerRouter
+    from agentmesh.behavior.llm import LLMReasoner
     from agentmesh.behavior.reasoners import ReasonerBase, RuleReasoner
     from agentmesh.behavior.router import BIRRouter
     from agentmesh.behavior.session import SessionBuilder

@@ -121,6 +121,13 @@ class SecretMissing(MeshError):
     next = "agentmesh config show"
 
 
+class BadPrompt(MeshError):
+    code = "E_PROMPT"
+    exit_code = 2
+    expected = "what the model is told, then a line '---', then the data with places such as {{ payload.text }}"
+    next = "agentmesh agents list"
+
+
 class BadTool(MeshError):
     code = "E_TOOL_DECLARATION"
     exit_code = 2

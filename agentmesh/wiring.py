@@ -22,6 +22,7 @@ import structlog
 
 import agentmesh
 from agentmesh.behavior.agents import AgentSpec, load_agents, load_policies
+from agentmesh.behavior.declared import Models
 from agentmesh.behavior.router import BIRRouter
 from agentmesh.behavior.session import SessionBuilder
 from agentmesh.communication.bootsteps import add_life, on_boot, run_worker
@@ -278,8 +279,11 @@ class Mesh:
     def registry(self) -> AgentRegistry:
         """The agents of this process, with the user's modules and listed plugins imported before them."""
         self.load_code()
-        section = self.settings.agents
-        registry = AgentRegistry(self.tools, chain.load([self._root / one for one in section.chains]))
+        section, llm = self.settings.agents, self.settings.llm
+        registry = AgentRegistry(
+            self.tools, chain.load([self._root / one for one in section.chains]), desk=self.tool_router,
+            models=Models(llm.base_url, llm.model, llm.key, secret),
+        )  # fmt: skip
         agents = self._given
         if agents is None:
             policies = load_policies([self._root / one for one in section.policies])
@@ -304,7 +308,7 @@ class Mesh:
 
     @cached_property
     def tool_router(self) -> ToolRouter:
-        return ToolRouter(self.tools, _Announced(self.db), fan_out=self.settings.limits.fan_out)
+        return ToolRouter(self.tools, _Announced(lambda: self.db), fan_out=self.settings.limits.fan_out)
 
     @cached_property
     def runner(self) -> ToolRunner:
@@ -512,14 +516,14 @@ class _Life:
 class _Announced:
     """The tools other workers announced, by name; remembered for a few seconds."""
 
-    def __init__(self, db: Database) -> None:
+    def __init__(self, db: Callable[[], Database]) -> None:
         self._db = db
         self._seen: dict[str, tuple[float, dict[str, Row]]] = {}
 
     def __call__(self, tenant_id: str) -> dict[str, Row]:
         at, rows = self._seen.get(tenant_id, (float("-inf"), {}))
         if time.monotonic() - at > TOOLS_FRESH_S:
-            rows = {row["id"]: row for row in announced.tools(self._db, tenant_id)}
+            rows = {row["id"]: row for row in announced.tools(self._db(), tenant_id)}
             self._seen[tenant_id] = (time.monotonic(), rows)
         return rows
 

@@ -101,13 +101,13 @@ def delta(*, finish: str | None = None, **fields: Any) -> dict[str, Any]:
     return {"object": "chat.completion.chunk", "model": "small-1.5", "system_fingerprint": "fp_7", "choices": [choice]}
 
 
-def says(text: str, *, finish: str = "stop", usage: dict[str, int] | None = None) -> Step:
-    """The text, three characters a chunk; at the end the usage."""
+def says(text: str, *, finish: str = "stop", width: int = 3) -> Step:
+    """The text, `width` characters a chunk; at the end the usage."""
 
     def step(to: Answering) -> None:
         to.head()
-        pieces = [delta(content=text[n : n + 3]) for n in range(0, len(text), 3)]
-        last = {"choices": [], "model": "small-1.5", "usage": USAGE if usage is None else usage}
+        pieces = [delta(content=text[n : n + width]) for n in range(0, len(text), width)]
+        last = {"choices": [], "model": "small-1.5", "usage": USAGE}
         to.chunks([delta(role="assistant", content=""), *pieces, delta(finish=finish), last])
 
     return step

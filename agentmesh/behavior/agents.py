@@ -7,13 +7,19 @@ from __future__ import annotations
 
 import importlib
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import Field, PrivateAttr, StringConstraints
 
-from agentmesh.behavior.reasoners import FunctionReasoner, Reasoner, ReasonerBase, RuleReasoner
+from agentmesh.behavior.combined import HybridReasoner, ReasonerRouter, Route, Veto, bind
+from agentmesh.behavior.declared import Desk, Models, OneReasoner, ReasonerSpec, RouteSpec, VetoSpec
+from agentmesh.behavior.expressions import compile as compile_expression
+from agentmesh.behavior.llm import LLMReasoner
+from agentmesh.behavior.reasoners import FunctionReasoner, Reasoner, ReasonerBase, RuleReasoner, read_action
+from agentmesh.behavior.session import VARIABLES
+from agentmesh.behavior.templates import compiled
 from agentmesh.errors import BadAgentFile, BadPermission, BadPolicy
 from agentmesh.infrastructure import yamlfiles
 from agentmesh.infrastructure.yamltext import YamlText
@@ -28,15 +34,13 @@ from agentmesh.records import (
     check_permissions,
 )
 
-Attribute = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")]
 Version = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.+-]{0,63}$")]
 
 
-class ReasonerSpec(Record):
-    """How an agent decides: rules, or Python code that the file names as "module:attribute"."""
-
-    rules: tuple[dict[str, Json], ...] | None = None
-    python: Attribute | None = None
+KINDS = ("rules", "python", "llm")
+NO_MODELS = Models()
+Make = Callable[..., Reasoner]
+"""Makes a reasoner of the parts a class of the user's is given: memory, tools, trace."""
 
 
 class SessionSpec(Record):
@@ -68,8 +72,8 @@ class AgentSpec(Record):
     tenants: Annotated[tuple[Name, ...], Field(min_length=1)] = ("default",)
     group: Name | None = None
 
-    _reasoner: Reasoner | None = PrivateAttr(default=None)
-    _rules: dict[str, Reasoner] = PrivateAttr(default_factory=dict)
+    _make: Make | None = PrivateAttr(default=None)
+    _makes: dict[str, Make] = PrivateAttr(default_factory=dict)
     _chain: dict[str, Json] | None = PrivateAttr(default=None)
 
     @property
@@ -95,32 +99,32 @@ class AgentSpec(Record):
             return self.policy
         return self.policy.model_copy(update={"max_steps": self.max_steps})
 
-    def make_reasoner(self, memory_engine: Any = None, tool_registry: Any = None, trace_writer: Any = None) -> Reasoner:
+    def make_reasoner(
+        self, memory_engine: Any = None, tool_registry: Any = None, trace_writer: Any = None, *, desk: Desk | None = None,
+        models: Models = NO_MODELS,
+    ) -> Reasoner:  # fmt: skip
         """What decides for this agent; rules are shared, a class of the user's is made anew.
 
         Raises BadAgentFile when the Python code it names cannot be imported or is no reasoner.
         """
-        if self._reasoner is not None:
-            return self._reasoner
-        if self.reasoner.python is None:
-            if self.chain is not None:
-                return ReasonerBase(memory_engine, tool_registry, trace_writer)
-            raise BadAgentFile(f"agent {self.agent} has no reasoner", expected="reasoner: rules or python")
-        return self._from_python(self.reasoner.python, memory_engine, tool_registry, trace_writer)
+        make = self._make
+        if make is None and self.chain is not None and self.reasoner == ReasonerSpec():
+            make = ReasonerBase
+        if make is None:
+            make = reasoner_maker(self.reasoner, YamlText({}, f"agent {self.agent}", {}), ())
+        made = make(memory_engine, tool_registry, trace_writer)
+        bind(made, desk, models)
+        return made
 
     def make_reasoners(
-        self, memory_engine: Any = None, tool_registry: Any = None, trace_writer: Any = None
-    ) -> dict[str, Reasoner]:
+        self, memory_engine: Any = None, tool_registry: Any = None, trace_writer: Any = None, *, desk: Desk | None = None,
+        models: Models = NO_MODELS,
+    ) -> dict[str, Reasoner]:  # fmt: skip
         """What decides at the nodes that name a reasoner. Raises BadAgentFile, as make_reasoner does."""
-        parts = (memory_engine, tool_registry, trace_writer)
-        made = {name: self._from_python(one.python, *parts) for name, one in self.reasoners.items() if one.python}
-        return self._rules | made
-
-    def _from_python(self, name: str, *parts: Any) -> Reasoner:
-        found = _imported(name, self.agent)
-        if isinstance(found, type):
-            found = found(*parts)
-        return as_reasoner(found, f"agent {self.agent}")
+        found = {name: make(memory_engine, tool_registry, trace_writer) for name, make in self._makes.items()}
+        for one in found.values():
+            bind(one, desk, models)
+        return found
 
 
 def define_agent(
@@ -148,9 +152,9 @@ def define_agent(
     made = isinstance(reasoner, Mapping)
     spec = _checked(YamlText(data, f"agent {agent}", {}), policies or {}, needs_reasoner=made)
     if reasoner is not None and not made:
-        spec._reasoner = as_reasoner(reasoner, f"agent {agent}")
+        spec._make = _given(reasoner, f"agent {agent}")
     spec._chain = dict(chain) if isinstance(chain, Mapping) else None
-    spec._rules |= {name: as_reasoner(one, f"agent {agent}") for name, one in (reasoners or {}).items()}
+    spec._makes |= {name: _given(one, f"agent {agent}") for name, one in (reasoners or {}).items()}
     return spec
 
 
@@ -206,13 +210,13 @@ def as_reasoner(found: object, what: str) -> Reasoner:
     )  # fmt: skip
 
 
-def _imported(name: str, agent: str) -> object:
+def _imported(name: str, where: str) -> object:
     module, _, attribute = name.partition(":")
     try:
         return getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError) as exc:
         raise BadAgentFile(
-            f"agent {agent}: its reasoner cannot be imported: {exc}", value=name,
+            f"{where}: this reasoner cannot be imported: {exc}", value=name,
             expected="module:attribute of an installed module",
         ) from exc  # fmt: skip
 
@@ -241,21 +245,73 @@ def _checked(text: YamlText, policies: Mapping[str, PolicyPatch], *, needs_reaso
 
 def _attach(spec: AgentSpec, text: YamlText) -> None:
     if not (spec.chain and spec.reasoner == ReasonerSpec()):
-        spec._reasoner = _ruled(spec, spec.reasoner, text, ("reasoner",))
-    for name, one in spec.reasoners.items():
-        if (made := _ruled(spec, one, text, ("reasoners", name))) is not None:
-            spec._rules[name] = made
+        spec._make = reasoner_maker(spec.reasoner, text, ("reasoner",))
+    spec._makes |= {name: reasoner_maker(one, text, ("reasoners", name)) for name, one in spec.reasoners.items()}
 
 
-def _ruled(spec: AgentSpec, one: ReasonerSpec, text: YamlText, path: tuple[str, ...]) -> Reasoner | None:
-    """The rules of a reasoner; None where it is Python code."""
-    if (one.rules is None) == (one.python is None):
+def _given(found: object, what: str) -> Make:
+    made = as_reasoner(found, what)
+    return lambda *_parts: made
+
+
+# --- reasoners as files declare them
+
+
+def reasoner_maker(spec: OneReasoner, text: YamlText, path: tuple[str | int, ...]) -> Make:
+    """What makes this reasoner, once its process runs. Everything but Python code is read now.
+
+    Raises BadAgentFile, BadRule, BadAction or BadPrompt, each with the place in `text`.
+    """
+    routes = spec.route if isinstance(spec, ReasonerSpec) else None
+    given = [key for key in (*KINDS, "route") if getattr(spec, key, None) is not None]
+    if len(given) != 1 and given != ["rules", "llm"]:
         raise BadAgentFile(
-            f"{text.where(*path)}: agent {spec.agent} needs one reasoner",
-            value=None if one.rules is None else "both", expected="either rules or python",
+            f"{text.where(*path)}: a reasoner is one of several kinds", value=", ".join(given) or None,
+            expected="one of rules, python, llm, route, or rules and llm together",
         )  # fmt: skip
-    if one.rules is None:
-        return None
-    return RuleReasoner(
-        one.rules, source=text.where(*path, "rules"), where=lambda *more: text.where(*path, "rules", *more)
-    )
+    if spec.veto and spec.llm is None:
+        raise BadAgentFile(
+            f"{text.where(*path, 'veto')}: only what a model chose can be vetoed", expected="llm beside it"
+        )
+    if routes is not None:
+        return _route_maker(routes, text, (*path, "route"))
+    if spec.python is not None:
+        return _python_maker(spec.python, text.where(*path, "python"))
+    rules = None
+    if spec.rules is not None:
+        rules = RuleReasoner(
+            spec.rules, source=text.where(*path, "rules"), where=lambda *more: text.where(*path, "rules", *more)
+        )
+        if spec.llm is None:
+            return lambda *_parts: rules
+    if spec.llm is None:
+        raise AssertionError(given)
+    model = LLMReasoner(spec.llm, folder=Path(text.source).parent, name=text.where(*path, "llm"))
+    if rules is None and not spec.veto:
+        return lambda *_parts: model
+    vetoes = [_veto(one, text, (*path, "veto", number)) for number, one in enumerate(spec.veto)]
+    hybrid = HybridReasoner(model, rules, vetoes)
+    return lambda *_parts: hybrid
+
+
+def _route_maker(routes: Sequence[RouteSpec], text: YamlText, path: tuple[str | int, ...]) -> Make:
+    made = [
+        (one.name, one.when and compiled(one.when, text.where(*path, number, "when")),
+         reasoner_maker(one, text, (*path, number)))
+        for number, one in enumerate(routes)
+    ]  # fmt: skip
+    return lambda *parts: ReasonerRouter([Route(name, when or None, make(*parts)) for name, when, make in made])
+
+
+def _veto(spec: VetoSpec, text: YamlText, path: tuple[str | int, ...]) -> Veto:
+    when = compile_expression(spec.when, source=text.where(*path, "when"), variables=(*VARIABLES, "action"))
+    then = None if spec.then is None else read_action(spec.then, lambda *more: text.where(*path, "then", *more))
+    return Veto(when, spec.why, then)
+
+
+def _python_maker(name: str, where: str) -> Make:
+    def make(*parts: Any) -> Reasoner:
+        found = _imported(name, where)
+        return as_reasoner(found(*parts) if isinstance(found, type) else found, where)
+
+    return make

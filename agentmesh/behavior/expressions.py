@@ -42,6 +42,11 @@ class Expression:
     program: Any = field(repr=False)
     paths: frozenset[Path] = field(repr=False)
 
+    @property
+    def names(self) -> frozenset[str]:
+        """The variables it reads."""
+        return frozenset(path[0] for path in self.paths)
+
     def evaluate(self, variables: Mapping[str, Json]) -> Json:
         """The JSON value it comes to. Raises BadRule where it cannot, or could cost too much."""
         values = _project(variables, self.paths)

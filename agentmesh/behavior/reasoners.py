@@ -63,6 +63,13 @@ class ReasonerBase:
         """Called with what the action came to; the base keeps nothing of it."""
 
 
+def ask(reasoner: Reasoner, session: Session) -> Action | dict[str, Json]:
+    """What the reasoner decides, prompted first where it wants to be."""
+    if getattr(reasoner, "prompts", False):
+        reasoner.inject_prompt(session)  # type: ignore[attr-defined]
+    return reasoner.select_action(session)
+
+
 def prompt_of(behavior: Mapping[str, Json]) -> str:
     """Intent, payload, memory, results and tools in named sections, data as one line of JSON."""
     meta, command = behavior.get("meta", {}), behavior.get("command", {})
@@ -126,6 +133,17 @@ class RuleReasoner(ReasonerBase):
         self.rules = tuple(read_rule(rule, number, place) for number, rule in enumerate(rules))
 
     def select_action(self, session: Session) -> Action:
+        decided = self.first(session)
+        if decided is None:
+            raise ReasonerFailed(
+                f"no rule matches intent {session.intent}",
+                expected="a last rule without 'when' that says what to do otherwise",
+                next="agentmesh agents show",
+            )
+        return decided
+
+    def first(self, session: Session) -> Action | None:
+        """What the first rule that matches decides; None when none matches. Raises ReasonerFailed."""
         variables = session.variables()
         for number, rule in enumerate(self.rules):
             try:
@@ -139,11 +157,7 @@ class RuleReasoner(ReasonerBase):
                     expected=exc.expected,
                 ) from exc
             return action.model_copy(update={"candidates": (f"rule {number + 1}",)})
-        raise ReasonerFailed(
-            f"no rule matches intent {session.intent}",
-            expected="a last rule without 'when' that says what to do otherwise",
-            next="agentmesh agents show",
-        )
+        return None
 
 
 def read_rule(rule: object, number: int, where: Callable[..., str]) -> Rule:
@@ -166,9 +180,14 @@ def read_rule(rule: object, number: int, where: Callable[..., str]) -> Rule:
             expected="CEL in quotes",
         )
     condition = None if when is None else compiled(when, where(number, "when"))
-    then = prepared(rule["then"], lambda *path: where(number, "then", *path))
-    _check_shape(then, where(number, "then"))
-    return Rule(condition, then, place)
+    return Rule(condition, read_action(rule["then"], lambda *path: where(number, "then", *path)), place)
+
+
+def read_action(then: Json, where: Callable[..., str]) -> Json:
+    """An action to be, its expressions compiled; `where(*path)` is where it stands. Raises BadRule or BadAction."""
+    made = prepared(then, where)
+    _check_shape(made, where())
+    return made
 
 
 def _check_shape(then: Json, place: str) -> None:

@@ -89,7 +89,7 @@ class Session:
     def variables(self, names: Iterable[str] | None = None) -> dict[str, Json]:
         """What an expression may name, as plain values; of these `names` only, where they are given."""
         named = {name: getattr(self, name) for name in (VARIABLES if names is None else names)}
-        return {name: dict(value) if isinstance(value, Mapping) else value for name, value in named.items()}
+        return {name: _plain(value) for name, value in named.items()}
 
     def behavior(self) -> dict[str, Json]:
         """The intent in the three parts of its envelope, with memory and results beside them."""
@@ -109,8 +109,20 @@ class Session:
 
 VARIABLES = (
     "intent", "payload", "memory", "results", "vars", "result", "step", "iteration", "from_", "context_id",
+    "agent", "tenant", "node", "policy",
 )  # fmt: skip
 """The names expressions know; each is a field of Session."""
+
+
+def _plain(value: Any) -> Json:
+    match value:
+        case Policy():
+            return value.model_dump(mode="json")
+        case Mapping():
+            return dict(value)
+        case _:
+            return value
+
 
 Build = Callable[..., Session]
 

@@ -6,6 +6,7 @@ import difflib
 from collections.abc import Collection, Iterable, Mapping
 
 from agentmesh.behavior.agents import AgentSpec
+from agentmesh.behavior.declared import Desk, Models
 from agentmesh.errors import BadAgentFile, UnknownAgent
 from agentmesh.execution import chain
 from agentmesh.execution.chain import Known
@@ -22,8 +23,13 @@ from agentmesh.state import announced
 class AgentRegistry:
     """Agents by name, in one process; `announce` tells the mesh of them and of the tools."""
 
-    def __init__(self, tools: ToolRegistry, chains: Mapping[str, YamlText] | None = None) -> None:
+    def __init__(
+        self, tools: ToolRegistry, chains: Mapping[str, YamlText] | None = None, *, desk: Desk | None = None,
+        models: Models | None = None,
+    ) -> None:  # fmt: skip
+        """`desk` and `models` are what reasoners that ask models are handed."""
         self._tools, self._chains = tools, chains or {}
+        self._desk, self._models = desk, models or Models()
         self._agents: dict[str, HostedAgent] = {}
 
     def register(self, spec: AgentSpec) -> HostedAgent:
@@ -36,9 +42,10 @@ class AgentRegistry:
             hint = f" · did you mean {near[0]}?" if near else ""
             raise BadAgentFile(f"agent {spec.agent} names an executor that does not exist", value=spec.executor,
                                expected=f"one of {', '.join(sorted(EXECUTORS))}{hint}")  # fmt: skip
-        reasoners = spec.make_reasoners(tool_registry=self._tools)
+        reasoners = spec.make_reasoners(tool_registry=self._tools, desk=self._desk, models=self._models)
+        reasoner = spec.make_reasoner(tool_registry=self._tools, desk=self._desk, models=self._models)
         plan = self._plan(spec, reasoners)
-        hosted = HostedAgent(spec, plan, spec.make_reasoner(tool_registry=self._tools), reasoners)
+        hosted = HostedAgent(spec, plan, reasoner, reasoners)
         self._agents[spec.agent] = hosted
         return hosted
 

@@ -33,9 +33,10 @@ from agentmesh.state.changes import (
 )  # fmt: skip
 from agentmesh.state.traces import Held, Landed, Taken
 
-KEPT_WITHOUT_TRACE = frozenset(
-    {"error_code", "verdict", "ok", "node", "iteration", "strategy", "to", "intent", "trace", "waits_for"}
-)
+KEPT_WITHOUT_TRACE = frozenset({
+    "error_code", "verdict", "ok", "node", "iteration", "strategy", "to", "intent", "trace", "model", "input_tokens",
+    "output_tokens", "cost_usd", "waits_for",
+})  # fmt: skip
 """What stays in an event's body under `record_trace: false`."""
 
 MAX_TEXT = 4000

@@ -8,11 +8,16 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Literal
 from uuid import UUID
 
-from agentmesh.errors import BadAction, Forbidden
+from agentmesh.behavior.declared import Offered
+from agentmesh.behavior.session import Session
+from agentmesh.errors import BadAction, Forbidden, UnknownTool
+from agentmesh.execution.failures import ours
 from agentmesh.execution.tools import Tool, ToolRegistry, unknown_tool
 from agentmesh.infrastructure.database import Row
 from agentmesh.records import Action, Backoff, Effect, Json, Policy, ToolUse, new_id, tool_queue
@@ -38,6 +43,22 @@ class Offer:
     attempts: int
     backoff: Backoff
     tool: Tool | None
+    announced: Json = None
+
+    def offered(self) -> Offered:
+        """What a model is told of it."""
+        spec = self.announced if self.tool is None else self.tool.spec()
+        return Offered(self.name, str(spec["description"]), spec["arguments"])
+
+
+@dataclass(frozen=True, slots=True)
+class Rights:
+    """Who asks for tools, and which it may have."""
+
+    agent: str
+    tenant: str
+    permissions: tuple[str, ...]
+    allowed: frozenset[str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +87,18 @@ class ToolRouter:
         """The tool's code in this process. Raises UnknownTool."""
         return self._registry.get(name)
 
+    def offers(self, session: Session) -> list[Offered]:
+        """The tools of the session's agent that its permissions cover, for a model to choose from."""
+        rights, found = _rights(session), []
+        for name in sorted(rights.allowed):
+            with suppress(UnknownTool, Forbidden):
+                found.append(ours(partial(self._offer, name, rights)).offered())
+        return found
+
+    def vet(self, action: Action, session: Session) -> None:
+        """Raises where `resolve` would: UnknownTool, Forbidden, BadArguments or BadAction."""
+        ours(lambda: self._vetted(action, _rights(session)))
+
     def resolve(
         self,
         action: Action,
@@ -80,14 +113,7 @@ class ToolRouter:
 
         Raises UnknownTool, Forbidden, BadArguments or BadAction.
         """
-        uses = [use for slot in action.slots for use in slot]
-        if len(uses) > self._fan_out:
-            raise BadAction("an action has too many calls", value=len(uses), expected=f"at most {self._fan_out}")
-        offers = {name: self._offer(name, held, set(allowed)) for name in sorted({use.tool for use in uses})}
-        for use in uses:
-            tool = offers[use.tool].tool
-            if tool is not None:
-                tool.check(use.args)
+        offers = self._vetted(action, Rights(held.agent, held.tenant_id, held.permissions, frozenset(allowed)))
         inline = all(one.inline and not one.tx for one in offers.values())
         shape = _shape(action)
         need = {"all": len(shape), "each": len(shape), "any": 1}.get(str(action.require), action.require)
@@ -104,18 +130,30 @@ class ToolRouter:
         dispatch = Dispatch(len(shape), int(need), str(action.require), tuple(calls), inline)
         return dispatch if inline or len(shape) <= GROUP else _grouped(dispatch, step)
 
-    def _offer(self, name: str, held: Held, allowed: set[str]) -> Offer:
-        announced = {} if name in self._registry else self._announced(held.tenant_id)
+    def _vetted(self, action: Action, rights: Rights) -> dict[str, Offer]:
+        uses = [use for slot in action.slots for use in slot]
+        if len(uses) > self._fan_out:
+            raise BadAction("an action has too many calls", value=len(uses), expected=f"at most {self._fan_out}")
+        offers = {name: self._offer(name, rights) for name in sorted({use.tool for use in uses})}
+        for use in uses:
+            tool = offers[use.tool].tool
+            if tool is not None:
+                tool.check(use.args)
+        return offers
+
+    def _offer(self, name: str, rights: Rights) -> Offer:
+        allowed = rights.allowed
+        announced = {} if name in self._registry else self._announced(rights.tenant)
         if name not in self._registry and name not in announced:
             raise unknown_tool(name, allowed | {one.name for one in self._registry.list()} | announced.keys())
         if name not in allowed:
-            raise Forbidden(f"agent {held.agent} may not use tool {name}", value=name,
+            raise Forbidden(f"agent {rights.agent} may not use tool {name}", value=name,
                             expected=f"one of {', '.join(sorted(allowed)) or 'none'}")  # fmt: skip
         offer = _local(self._registry.get(name)) if name in self._registry else _remote(announced[name])
-        missing = sorted(set(offer.needs) - set(held.permissions))
+        missing = sorted(set(offer.needs) - set(rights.permissions))
         if missing:
             raise Forbidden(f"the trace lacks what tool {name} needs", value=", ".join(missing),
-                            expected=f"one of {', '.join(held.permissions) or 'none'}")  # fmt: skip
+                            expected=f"one of {', '.join(rights.permissions) or 'none'}")  # fmt: skip
         return offer
 
     def _call(
@@ -172,6 +210,10 @@ def _grouped(dispatch: Dispatch, step: NewStep) -> Dispatch:
     return replace(dispatch, calls=tuple(calls), groups=tuple(groups))
 
 
+def _rights(session: Session) -> Rights:
+    return Rights(session.agent, session.tenant, session.permissions, frozenset(session.tools))
+
+
 def _local(tool: Tool) -> Offer:
     return Offer(tool.name, tool.queue, tool.needs, tool.effect, tool.inline, tool.tx, tool.timeout_s, tool.attempts,
                  tool.backoff, tool)  # fmt: skip
@@ -182,5 +224,5 @@ def _remote(row: Row) -> Offer:
     return Offer(
         name=row["id"], queue=row["queue"] or tool_queue("tools"), needs=tuple(row["needs"]), effect=row["effect"],
         inline=False, tx=bool(spec["tx"]), timeout_s=float(spec["timeout_s"]), attempts=int(spec["attempts"]),
-        backoff=Backoff.model_validate(spec["backoff"]), tool=None,
+        backoff=Backoff.model_validate(spec["backoff"]), tool=None, announced=spec,
     )  # fmt: skip

@@ -131,6 +131,15 @@ class AgentsSection(Section):
     chains: Strings = ("config/chains",)
 
 
+class LlmSection(Section):
+    """The model of agents whose files name none of their own."""
+
+    base_url: Annotated[str, Field(pattern=r"^https?://[^\s@]+$")] | None = None
+    model: str | None = None
+    key: Name | None = None
+    """The name of the secret that is its key: AGENTMESH_SECRET_<NAME>."""
+
+
 class ToolsSection(Section):
     paths: Strings = ("config/tools",)
     """Tool files, and directories of them."""
@@ -203,6 +212,7 @@ class Settings(BaseModel):
     keys: KeysSection = KeysSection()
     agents: AgentsSection = AgentsSection()
     tools: ToolsSection = ToolsSection()
+    llm: LlmSection = LlmSection()
     worker: WorkerSection = WorkerSection()
     flower: FlowerSection = FlowerSection()
     gateway: GatewaySection = GatewaySection()
