@@ -161,7 +161,7 @@ class LLMReasoner(ReasonerBase):
 
     def _ask(self, question: Question, ends: float, session: Session, spent: Spent) -> Reply:
         endpoint = self._endpoint
-        from agentmesh.infrastructure.models import Bounds  # noqa: PLC0415 - a second that only this one pays
+        from agentmesh.infrastructure.models import Bounds  # noqa: PLC0415 - likewise
 
         bounds = Bounds(max(ends - time.monotonic(), 0.001), self.spec.max_tokens, self.spec.max_bytes)
         reply = endpoint.ask({**question.asked, "messages": list(question.messages)}, bounds)
@@ -175,12 +175,7 @@ class LLMReasoner(ReasonerBase):
         base_url = self.spec.base_url or self._models.base_url
         if not base_url or not (self.spec.model or self._models.model):
             raise BadSettings(f"{self._name} has no model to ask", expected="base_url and model there, or in [llm]")
-        try:
-            from agentmesh.infrastructure.models import Endpoint  # noqa: PLC0415 - likewise
-        except ImportError as exc:
-            raise BadSettings(f"asking a model needs the extra llm: {exc}", value=self._name,
-                              expected="pip install 'agentmesh[llm]'") from None  # fmt: skip
-        return Endpoint(base_url, self._models.key_for(self.spec))
+        return open_endpoint(base_url, self._models.key_for(self.spec))
 
     def _patience_s(self, session: Session) -> float:
         whole = SHARE * session.policy.reasoner_timeout_s
@@ -228,6 +223,17 @@ class LLMReasoner(ReasonerBase):
             if n > 1:
                 one["as"] = f"{one['tool']}_{n}"
         return {"tools": uses, "strategy": "parallel" if len(uses) > 1 else "serial"}
+
+
+def open_endpoint(base_url: str, key: str | None) -> Endpoint:
+    """Raises BadSettings where the extra llm is not installed."""
+    try:
+        from agentmesh.infrastructure.models import Endpoint  # noqa: PLC0415 - a second that only who asks pays
+    except ImportError as exc:
+        raise BadSettings(
+            f"asking a model needs the extra llm: {exc}", expected="pip install 'agentmesh[llm]'"
+        ) from None
+    return Endpoint(base_url, key)
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,6 +36,7 @@ WORKERS = (
 )
 READY_S = 60.0
 LOOK_S = 0.1
+MODEL_S = 120.0  # some load a model first
 TELL_S = 5.0  # off a terminal: a line this often
 GUESS_FROM = 0.05  # the part that must have ended before a time left is worth saying
 
@@ -57,9 +58,15 @@ class Stage:
 def demo(
     ctx: typer.Context,
     film: Annotated[Literal["crash"] | None, typer.Argument(help="crash: kill workers with SIGKILL meanwhile.")] = None,
-    count: Annotated[int | None, typer.Option(min=1, help="How many messages; else 200, or all of --input.")] = None,
+    count: Annotated[
+        int | None, typer.Option(min=1, help="How many messages; else 200 (20 with --llm), or all of --input.")
+    ] = None,
     file: Annotated[Path | None, typer.Option("--input", help="A CSV of your own with a column 'text'.")] = None,
     home: Annotated[Path | None, typer.Option(help="Where the data lies; else mesh.home of the settings.")] = None,
+    llm: Annotated[
+        str | None, typer.Option(metavar="URL", help="Decide by a model behind this OpenAI-compatible endpoint.")
+    ] = None,
+    model: Annotated[str | None, typer.Option(help="The model's name there; else llm.model of the settings.")] = None,
     as_json: Json = False,
 ) -> None:
     """Two agents work 200 messages that customers wrote to a bank; ends with figures and a report."""
@@ -67,9 +74,9 @@ def demo(
     from agentmesh.cli.crash import Crash, print_ledger
     from agentmesh.demo.data import load_test_messages, read_input
 
-    messages = read_input(file, count) if file else load_test_messages(count or 200)
+    messages = read_input(file, count) if file else load_test_messages(count or (20 if llm else 200))
     given: Given = ctx.obj or Given()
-    with staged(ctx, given, messages, since, home) as stage:
+    with staged(ctx, given, messages, since, _flags(home, llm, model)) as stage:
         first, took = _first(stage, quiet=as_json)
         handles = stage.mesh.router.dispatch_many(_intents(stage, messages[1:]))
         ids: list[UUID] = [first, *(one.id for one in handles)]
@@ -89,23 +96,19 @@ def demo(
 
 @contextmanager
 def staged(
-    ctx: typer.Context, given: Given, messages: list[Message], since: float, home: Path | None
+    ctx: typer.Context, given: Given, messages: list[Message], since: float, flags: Mapping[str, str | None]
 ) -> Iterator[Stage]:
     """Database, schema, tables and workers are there; afterwards everything this started is gone but the data."""
-    from agentmesh.demo.agents import HOME, TOOLS
+    from agentmesh.infrastructure.settings import variable
     from agentmesh.records import new_id
 
     quiet_log()
-    flags = {
-        "mesh.home": home and home.absolute(),
-        "tools.imports": TOOLS,
-        "agents.paths": str(HOME),
-        "agents.policies": "",
-    }
     settings = settings_of(ctx, flags)
-    environ = os.environ | {
-        "AGENTMESH_HOME": str(settings.mesh.home.absolute()), "AGENTMESH_TOOLS_IMPORTS": TOOLS,
-        "AGENTMESH_AGENTS_PATHS": str(HOME), "AGENTMESH_AGENTS_POLICIES": "", "AGENTMESH_LOG_FORMAT": "text",
+    if flags["llm.base_url"]:
+        _try_model(settings)
+    told = {variable(name): value for name, value in flags.items() if value is not None}
+    environ = os.environ | told | {
+        "AGENTMESH_HOME": str(settings.mesh.home.absolute()), "AGENTMESH_LOG_FORMAT": "text",
     }  # fmt: skip
     options = ["--config", str(given.config.absolute())] if given.config else []
     with Children(settings.mesh.home.absolute() / "logs", environ, options) as children:
@@ -116,6 +119,39 @@ def staged(
             wait_for_workers(stage, [name for _, name in WORKERS[:2]])
             yield stage
             children.stop()  # before their database
+
+
+def _flags(home: Path | None, llm: str | None, model: str | None) -> dict[str, str | None]:
+    """The settings the demo runs under, here and in its workers; None: as configured."""
+    from agentmesh.demo.agents import HOME, TOOLS, WITH_MODEL
+    from agentmesh.errors import Mistake
+
+    if model and not llm:
+        raise Mistake("--model needs the endpoint it is behind", value=model, expected="--llm URL --model M",
+                      next="agentmesh demo --help")  # fmt: skip
+    return {
+        "mesh.home": str(home.absolute()) if home else None, "tools.imports": TOOLS, "agents.policies": "",
+        "agents.paths": ",".join(map(str, WITH_MODEL)) if llm else str(HOME), "llm.base_url": llm, "llm.model": model,
+    }  # fmt: skip
+
+
+def _try_model(settings: Settings) -> None:
+    """Ask the model one word, so that what is wrong with it is said now. Raises what asking raises."""
+    from agentmesh.behavior.declared import LlmSpec, Models
+    from agentmesh.behavior.llm import open_endpoint
+    from agentmesh.errors import Mistake
+
+    llm = settings.llm
+    if not llm.base_url or not llm.model:
+        raise Mistake("--llm needs the name of a model", expected="--llm URL --model M", next="agentmesh demo --help")
+    say(f"asking {llm.model} at {llm.base_url} …")
+    key = Models(llm.base_url, llm.model, llm.key).key_for(LlmSpec(prompt="x"))
+    endpoint = open_endpoint(llm.base_url, key)
+    from agentmesh.infrastructure.models import Bounds
+
+    question = {"model": llm.model, "max_tokens": 16, "messages": [{"role": "user", "content": "Say yes."}]}
+    reply = endpoint.ask(question, Bounds(MODEL_S, 10_000, 1 << 22))
+    say(f"it answered after {reply.seconds:.1f} s")
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from typing import Final
 
 from agentmesh.behavior.reasoners import ReasonerBase
 from agentmesh.behavior.session import Session
-from agentmesh.demo.cases import as_classification, classification_in, is_settled, solved
+from agentmesh.demo.cases import Classification, as_classification, classification_in, is_settled, solved
 from agentmesh.execution.callbacks import register_callback
 from agentmesh.records import Json
 
@@ -21,6 +21,8 @@ GIVE_UP_AFTER = 6
 
 HOME: Final = Path(str(files("agentmesh.demo")))
 """Where the two agent files lie: an `agents.paths` of settings, as TOOLS is a `tools.imports`."""
+WITH_MODEL: Final = (HOME / "with_model" / "complaint_analysis_agent.yaml", HOME / "report_agent.yaml")
+"""The same two agents, the first deciding by a model."""
 TOOLS: Final = "agentmesh.demo.tools"
 
 
@@ -51,9 +53,11 @@ class ReportReasoner(ReasonerBase):
 
 @register_callback("decide_on_complaint")
 def decide_on_complaint(result: Json, session: Session) -> dict[str, Json]:
-    """Delegate to the report agent once the classification is settled; go on until then."""
+    """Delegate to the report agent once the classification is settled, or a model gave it; go on until then."""
     found = as_classification(result)
-    if found and is_settled(found):
+    said = _said_by_model(result, session)
+    if said or (found and is_settled(found)):
+        found = said or found
         return _delegate(solved(session.payload, found, session.results))
     if isinstance(result, dict) and "area" in result and "category" in result:
         return _delegate(result)
@@ -66,6 +70,14 @@ def decide_on_report(result: Json, session: Session) -> dict[str, Json]:  # noqa
     if isinstance(result, dict) and "filed" in result:
         return {"verdict": "finish", "result": result}
     return {"verdict": "abort", "reason": "the case could not be filed"}
+
+
+def _said_by_model(result: Json, session: Session) -> Classification | None:
+    """The answer of the agent that decides by a model; None for any other result."""
+    if not isinstance(result, dict) or set(result) != {"category", "confidence"}:
+        return None
+    rounds = (session.results.get("similar_cases") or {}).get("round", 0)
+    return Classification(result["category"], float(result["confidence"]), "model", rounds)
 
 
 def _delegate(case: dict[str, Json]) -> dict[str, Json]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from typing import Any
 
@@ -11,11 +12,13 @@ import pytest
 from agentmesh.behavior.agents import load_agents
 from agentmesh.demo import agents, data, tables
 from agentmesh.demo import tools as _registered  # noqa: F401 - importing registers the tools
+from agentmesh.demo.keywords import UNKNOWN, categories
 from agentmesh.demo.report import render_html
 from agentmesh.demo.summary import Timing, summarise
 from agentmesh.execution.tools import TOOLS, ToolRegistry
 from agentmesh.testing import Bells
 from agentmesh.wiring import Mesh
+from tests.model_server import Answering, calls, model_server
 
 
 @pytest.fixture
@@ -73,3 +76,29 @@ def test_a_message_like_no_past_case_falls_back_to_keywords(mesh: tuple[Mesh, Be
     assert answer["reason"] == "nothing says what it is about"
     with psycopg.connect(database_url) as connection:
         assert tables.filed(connection, "run-2") == [answer]
+
+
+def nearest(to: Answering) -> None:
+    """Answers as a model that believes the most similar case, and is sure of it."""
+    data_told = to.server.asked[-1].messages[1]["content"]
+    cases = json.loads(data_told.split("similar cases: ")[1].splitlines()[0])
+    calls(("answer", json.dumps({"answer": {"category": cases[0]["category"], "confidence": 0.9}})))(to)
+
+
+def test_with_a_model_rules_gather_and_the_model_decides(make_mesh: Any, database_url: str) -> None:
+    with psycopg.connect(database_url) as connection:
+        tables.prepare(connection)
+    messages = data.load_test_messages(5)
+    with model_server(nearest) as server:
+        specs = load_agents(agents.WITH_MODEL)
+        running, bells = make_mesh(*specs.values(), llm__base_url=server.url, llm__model="small")
+        traces = [running.router.dispatch(**intent) for intent in data.intents(messages, run="run-3")]
+        bells.drain(running)
+        answers = [trace.result(0) for trace in traces]
+    assert [one["method"] for one in answers] == ["model"] * 5
+    assert len(server.asked) == 5  # the first round is the rules' alone
+    enum = {one["function"]["name"]: one for one in server.asked[0].body["tools"]}["answer"]["function"]["parameters"]
+    known = enum["properties"]["answer"]["properties"]["category"]["enum"]
+    assert sorted(known) == sorted([*categories(), UNKNOWN])
+    with psycopg.connect(database_url) as connection:
+        assert sorted(tables.filed(connection, "run-3"), key=str) == sorted(answers, key=str)
