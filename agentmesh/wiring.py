@@ -70,6 +70,9 @@ from agentmesh.state.leases import Worker
 if TYPE_CHECKING:
     from agentmesh.console.gateway import ACPGateway
 
+if TYPE_CHECKING:
+    from agentmesh.coordination.courier import Courier
+
 log = structlog.get_logger("agentmesh")
 
 Kind = Literal["agents", "tools", "all"]
@@ -502,15 +505,27 @@ class _Life:
             mesh.db.alone(deadline_s=patience_s), self.heart, mesh.notes, pace, ring=mesh.doorbell.ring,
             depths=mesh.broker.depths,
         )  # fmt: skip
+        self.courier = _courier(mesh, lambda: self.rescuer.leads)
 
     def start(self) -> None:
         self.heart.start()
         self.rescuer.start()
+        self.courier.start()
 
     def stop(self) -> None:
         self._lone.close()
+        self.courier.stop()
         self.rescuer.stop()
         self.heart.stop()
+
+
+def _courier(mesh: Mesh, leads: Callable[[], bool]) -> Courier:
+    from agentmesh.coordination.courier import Courier, Manner  # noqa: PLC0415 - an HTTP client, for workers alone
+    from agentmesh.infrastructure.outbound import Reach  # noqa: PLC0415
+
+    hooks = mesh.settings.webhooks
+    manner = Manner(Reach(ports=hooks.ports, private=hooks.private), secret, now_s, within_s=hooks.timeout)
+    return Courier(mesh.db, mesh.blobs, manner, leads=leads)
 
 
 class _Announced:

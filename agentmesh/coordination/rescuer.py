@@ -63,6 +63,11 @@ class Rescuer:
         self._thread.join(timeout=5)
         self._db.close()
 
+    @property
+    def leads(self) -> bool:
+        """Whether this worker led when it last looked."""
+        return self._leads
+
     def tick(self) -> bool:
         """One look; False when another worker leads. Never raises for a database that is away."""
         try:

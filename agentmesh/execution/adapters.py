@@ -18,7 +18,6 @@ import ipaddress
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
 from urllib.parse import quote, urlencode
@@ -183,7 +182,7 @@ class HttpAdapter(DataAdapter):
             return response
         said = f"{method} {self._url.host} answered {response.status_code}: {_excerpt(response, auth.values())}"
         if response.status_code in AGAIN:
-            raise Retry(said, after=retry_after_s(response))
+            raise Retry(said, after=outbound.retry_after_s(response))
         raise Permanent(said)
 
 
@@ -257,18 +256,6 @@ def _made(text: YamlText, secrets: Secrets) -> Tool:
     except MeshError as exc:
         where = "result" if isinstance(exc, BadTool) and "result" in exc.what else "tool"
         raise BadToolFile(f"{text.where(where)}: {exc.what}", value=exc.value, expected=exc.expected) from exc
-
-
-def retry_after_s(response: httpx.Response) -> float | None:
-    """The seconds that Retry-After asks for, or that are left until its date; None where it says nothing."""
-    said = response.headers.get("retry-after", "")
-    if said.isascii() and said.isdigit():
-        return float(said[:9])
-    try:
-        then, now = parsedate_to_datetime(said), parsedate_to_datetime(response.headers["date"])
-        return max(0.0, (then - now).total_seconds())
-    except (KeyError, ValueError, TypeError):
-        return None
 
 
 def _said(response: httpx.Response) -> Json:

@@ -13,6 +13,7 @@ import ssl
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
 from functools import lru_cache
 from typing import Any
 
@@ -87,6 +88,18 @@ def addresses(host: str, port: int) -> list[str]:
     """Every address of `host`, once each. Raises OSError when it has none."""
     found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     return list(dict.fromkeys(str(place[4][0]) for place in found))
+
+
+def retry_after_s(response: httpx.Response) -> float | None:
+    """The seconds that Retry-After asks for, or that are left until its date; None where it says nothing."""
+    said = response.headers.get("retry-after", "")
+    if said.isascii() and said.isdigit():
+        return float(said[:9])
+    try:
+        then, now = parsedate_to_datetime(said), parsedate_to_datetime(response.headers["date"])
+        return max(0.0, (then - now).total_seconds())
+    except (KeyError, ValueError, TypeError):
+        return None
 
 
 @lru_cache(maxsize=1)

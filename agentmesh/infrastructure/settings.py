@@ -19,6 +19,7 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    IPvAnyNetwork,
     PrivateAttr,
     SecretStr,
     ValidationError,
@@ -158,6 +159,15 @@ class WorkerSection(Section):
     grace: Seconds = 10.0
 
 
+class WebhooksSection(Section):
+    """Whom deliveries may reach, whatever the policy of a trace says."""
+
+    ports: Annotated[tuple[Annotated[int, Field(ge=1, le=65_535)], ...], BeforeValidator(_listed)] = (443,)
+    private: Annotated[tuple[IPvAnyNetwork, ...], BeforeValidator(_listed)] = ()
+    """Networks that may be reached although they are not public."""
+    timeout: Seconds = 15.0
+
+
 class FlowerSection(Section):
     address: Address = "127.0.0.1:5555"
     basic_auth: SecretStr | None = None
@@ -214,6 +224,7 @@ class Settings(BaseModel):
     tools: ToolsSection = ToolsSection()
     llm: LlmSection = LlmSection()
     worker: WorkerSection = WorkerSection()
+    webhooks: WebhooksSection = WebhooksSection()
     flower: FlowerSection = FlowerSection()
     gateway: GatewaySection = GatewaySection()
     log: LogSection = LogSection()

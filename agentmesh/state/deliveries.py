@@ -7,10 +7,11 @@ sender's death delays it and loses nothing. `tries` fences what a sender writes 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 from uuid import UUID
 
-from agentmesh.records import Json, new_id
+from agentmesh.infrastructure.database import Database, Row, jsonb
+from agentmesh.records import Failure, Json, new_id
 from agentmesh.state.changes import Change
 
 INSERT_DELIVERIES = """d AS (INSERT INTO mesh.deliveries (id, tenant_id, trace_id, step_id, target, body, wake_at)
@@ -48,3 +49,56 @@ def rows(held: Any, change: Change) -> list[dict[str, Json]]:
          "body": {"secret": hook["secret"], "type": kind, "data": {**about, **data}}}
         for step, kind, data in made
     ]  # fmt: skip
+
+
+DUE = """
+SELECT DISTINCT tenant_id, target FROM mesh.deliveries WHERE status = 'ready' AND wake_at <= mesh.mesh_asof() LIMIT %(batch)s
+"""
+
+TAKE = """
+WITH due AS (SELECT id FROM mesh.deliveries
+   WHERE tenant_id = %(tenant)s AND target = %(target)s AND status = 'ready' AND wake_at <= mesh.mesh_asof()
+   ORDER BY wake_at, id LIMIT 1 FOR UPDATE SKIP LOCKED)
+UPDATE mesh.deliveries d SET tries = d.tries + 1, wake_at = mesh.mesh_now() + make_interval(secs => %(lease_s)s)
+ FROM due WHERE d.id = due.id AND d.tenant_id = %(tenant)s AND d.status = 'ready' AND d.wake_at <= mesh.mesh_asof()
+RETURNING d.id, d.tenant_id, d.trace_id, d.target, d.body, d.tries, d.created_at
+"""
+
+SETTLE = """
+UPDATE mesh.deliveries SET status = %(status)s, error = %(error)s::jsonb,
+  wake_at = mesh.mesh_now() + make_interval(secs => %(after_s)s)
+ WHERE id = %(id)s AND tenant_id = %(tenant)s AND tries = %(tries)s AND status = 'ready'
+"""
+
+EXPIRE = """
+UPDATE mesh.deliveries SET status = 'failed', wake_at = NULL,
+  error = coalesce(error, jsonb_build_object('code', 'E_TIMEOUT', 'message', 'its target did not answer in time'))
+ WHERE status = 'ready' AND created_at < mesh.mesh_asof() - make_interval(secs => %(age_s)s)
+"""
+
+
+def due(db: Database, *, batch: int) -> list[tuple[str, str]]:
+    """Who is to be told of something now: tenant and target, once each."""
+    return [(row["tenant_id"], row["target"]) for row in db.once(DUE, {"batch": batch})]
+
+
+def take(db: Database, tenant: str, target: str, *, lease_s: float) -> Row | None:
+    """The oldest delivery that is due there, for nobody else to send until `lease_s` from now; None when there is none."""
+    rows = db.once(TAKE, {"tenant": tenant, "target": target, "lease_s": lease_s})
+    return rows[0] if rows else None
+
+
+def settle(
+    db: Database, row: Row, status: Literal["done", "failed", "ready"], *, failure: Failure | None = None,
+    after_s: float | None = None,
+) -> bool:  # fmt: skip
+    """True when the delivery is now `status` (ready: again after `after_s`); False when another sender has it by now."""
+    values = {"id": row["id"], "tenant": row["tenant_id"], "tries": row["tries"], "status": status, "after_s": after_s,
+              "error": jsonb(failure.as_json()) if failure else None}  # fmt: skip
+    with db.checkout() as tx:
+        return tx.count(SETTLE, values) == 1
+
+
+def expire(db: Database, *, age_s: float) -> None:
+    """Afterwards what is older than this, and was not delivered, has failed."""
+    db.once(EXPIRE, {"age_s": age_s})
