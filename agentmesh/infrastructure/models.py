@@ -8,6 +8,7 @@ Nothing is asked twice here: whoever asks is told whether asking again can help.
 from __future__ import annotations
 
 import ipaddress
+import json
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -206,7 +207,8 @@ class _Said:
         function = said.get("function")
         if isinstance(function, dict):
             call.name.append(_text(function.get("name")) or "")
-            call.arguments.append(_text(function.get("arguments")) or "")
+            arguments = function.get("arguments")  # some send an object where its text should be
+            call.arguments.append(json.dumps(arguments) if isinstance(arguments, dict) else _text(arguments) or "")
 
 
 def _text(value: object) -> str | None:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from agentmesh.behavior.agents import load_agent_file
+from agentmesh.behavior.combined import HybridReasoner
 from agentmesh.behavior.declared import LlmSpec, Models, Price
 from agentmesh.behavior.llm import LLMReasoner
 from agentmesh.behavior.session import Session
@@ -305,3 +308,21 @@ def test_a_failure_tells_what_it_cost() -> None:
 def test_a_schema_that_is_none_is_refused_when_it_is_read(schema: dict[str, Any]) -> None:
     with pytest.raises(BadAgentFile):
         reasoner(answer=schema)
+
+
+def test_what_the_documentation_shows_is_read_as_it_says(tmp_path: Path) -> None:
+    document = (Path(__file__).parents[2] / "docs/llm.md").read_text()
+    fenced = re.findall(r"^```(\w*)\n(.*?)^```$", document, re.MULTILINE | re.DOTALL)
+    (hybrid, routed), (prompt,) = ([text for kind, text in fenced if kind == wanted] for wanted in ("yaml", ""))
+    (tmp_path / "clerk.md").write_text(prompt)
+    (tmp_path / "hybrid.yaml").write_text(hybrid)
+    (tmp_path / "routed.yaml").write_text("agent: clerk\n" + routed)
+    made = load_agent_file(tmp_path / "hybrid.yaml").make_reasoner()
+    assert isinstance(made, HybridReasoner)
+    assert made.select_action(session(payload={"kind": "greeting"})).answer == "Hello."
+    routes = load_agent_file(tmp_path / "routed.yaml").reasoner.route or ()
+    assert [one.name for one in routes] == ["refunds", "vip", "rest"]
+    rows = {
+        key for row in re.findall(r"^\| (`[^|]+) \|", document, re.MULTILINE) for key in re.findall(r"`(\w+)`", row)
+    }
+    assert rows == set(LlmSpec.model_fields) - {"prompt", "prompts"}

@@ -190,6 +190,12 @@ def test_a_stream_of_something_else_is_an_error_of_the_endpoint(chunk: Any) -> N
     assert isinstance(refusal(streams(chunk)), ModelRefused | ModelUnreachable)
 
 
+def test_arguments_that_come_as_an_object_are_read_as_their_text() -> None:
+    call = {"index": 0, "id": "c", "function": {"name": "look", "arguments": {"n": 1}}}
+    with model_server(streams(delta(tool_calls=[call], finish="tool_calls"))) as server:
+        assert ask(server).calls == (ToolCall("look", '{"n": 1}'),)
+
+
 def test_odd_types_in_a_chunk_are_passed_over() -> None:
     odd = {"choices": [{"delta": {"content": 5, "tool_calls": [1, {"function": 3}]}, "finish_reason": 7}], "usage": []}
     with model_server(streams(odd, {"choices": None}, delta(content="x", finish="stop"))) as server:
