@@ -530,6 +530,12 @@ class TraceFailed(MeshError):
     next = "agentmesh trace show"
 
 
+class ToolFailed(MeshError):
+    code = "E_TOOL"
+    expected = "a tool that returns a result"
+    next = "agentmesh tools show"
+
+
 class BadArguments(MeshError):
     code = "E_ARGUMENTS"
     expected = "the tool's argument schema"

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import stat
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import psycopg
 import pytest
+
+from agentmesh.execution.tools import TOOLS
 
 Cli = Callable[..., Any]
 
@@ -33,6 +36,68 @@ def test_tools_are_listed_with_what_running_them_again_means(mesh_cli: Cli, lab:
     assert tools["twice"]["effect"] == "once"
     assert mesh_cli("tools", "show", "work", "--json").json["id"] == "work"
     assert mesh_cli("tools", "show", "wrok", "--json").problem["code"] == "E_TOOL_UNKNOWN"
+
+
+SHELF = """
+from agentmesh import ToolContext, register_tool
+from agentmesh.errors import Permanent
+
+@register_tool("halve")
+def halve(ctx: ToolContext, n: int) -> int:
+    if n % 2:
+        raise Permanent(f"{n} is odd, password=canary")
+    return "4" if n == 8 else n // 2
+
+@register_tool("put", tx=True)
+def put(ctx: ToolContext, key: str) -> str:
+    ctx.tx.exec_driver_sql("CREATE TABLE IF NOT EXISTS put_by_cli (key text)")
+    ctx.tx.exec_driver_sql("INSERT INTO put_by_cli VALUES (%(key)s)", {"key": ctx.idempotency_key})
+    if key != ctx.idempotency_key:
+        raise ValueError("another key")
+    return ctx.payload["said"]
+"""
+
+
+@pytest.fixture
+def shelf(mesh_cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cli]:
+    """`mesh_cli` in a project with two tools."""
+    (tmp_path / "shelf_of_tools.py").write_text(SHELF)
+    (tmp_path / "agentmesh.toml").write_text('[tools]\nimports = ["shelf_of_tools"]\n')
+    monkeypatch.syspath_prepend(tmp_path)
+    yield mesh_cli
+    sys.modules.pop("shelf_of_tools", None)
+    for name in ("halve", "put"):
+        TOOLS.unregister(name)
+
+
+def test_a_tool_is_called_alone(shelf: Cli) -> None:
+    ran = shelf("tools", "call", "halve", "--args", '{"n": 6}', "--json")
+    assert (ran.code, ran.json["result"]) == (0, 3)
+    assert shelf("tools", "call", "halve", "--args", '{"n": 6}').out == "3\n"
+
+
+@pytest.mark.parametrize(("tool", "args", "code", "exit_code"), [
+    ("halve", '{"n": "6"}', "E_ARGUMENTS", 1), ("halve", "[]", "E_ARGUMENTS", 1), ("halve", '{"n": 7}', "E_TOOL", 1),
+    ("halve", '{"n": 8}', "E_RESULT", 1), ("halv", "{}", "E_TOOL_UNKNOWN", 3),
+])  # fmt: skip
+def test_a_tool_called_alone_is_checked_like_any_other(
+    shelf: Cli, tool: str, args: str, code: str, exit_code: int
+) -> None:
+    ran = shelf("tools", "call", tool, "--args", args, "--json")
+    assert (ran.code, ran.problem["code"]) == (exit_code, code)
+    assert "canary" not in ran.err
+
+
+def test_a_transactional_tool_called_alone_commits_unless_it_fails(shelf: Cli, database_url: str) -> None:
+    def called(key: str) -> Any:
+        given = ("--args", f'{{"key": "{key}"}}', "--payload", '{"said": "yes"}')
+        return shelf("tools", "call", "put", *given, "--key", "k-1", "--json")
+
+    assert called("k-1").json["result"] == "yes"
+    assert called("k-2").problem["code"] == "E_TOOL"
+    with psycopg.connect(database_url, autocommit=True) as connection:
+        assert connection.execute("SELECT key FROM put_by_cli").fetchall() == [("k-1",)]
+        connection.execute("DROP TABLE put_by_cli")
 
 
 # --- keys
