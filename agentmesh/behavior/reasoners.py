@@ -272,9 +272,9 @@ def _use(raw: object) -> ToolUse:
         raw = {"tool": raw}
     if not isinstance(raw, Mapping):
         _refuse("a tool is neither a name nor an object", raw)
-    odd = sorted(str(key) for key in set(raw) - {"tool", "args", "as"})
+    odd = sorted(str(key) for key in set(raw) - {"tool", "args", "as", "for"})
     if odd:
-        _refuse("a tool has keys that mean nothing", odd, "only tool, args, as")
+        _refuse("a tool has keys that mean nothing", odd, "only tool, args, as, for")
     try:
         tool = check_name(raw.get("tool"), "a tool")
         as_ = raw.get("as")
@@ -284,7 +284,8 @@ def _use(raw: object) -> ToolUse:
     args = raw.get("args")
     if args is not None and not (isinstance(args, Mapping) and all(isinstance(key, str) for key in args)):
         _refuse("the args of a tool are not an object", args)
-    return ToolUse.model_validate({"tool": tool, "args": dict(args or {}), "as": label})
+    given = {"for": raw["for"], "with": dict(args or {})} if "for" in raw else dict(args or {})
+    return ToolUse.model_validate({"tool": tool, "args": given, "as": label})
 
 
 def _as_json(raw: Mapping[str, Any]) -> dict[str, Any]:

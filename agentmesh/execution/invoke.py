@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import inspect
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 from uuid import UUID
 
 import structlog
 
+from agentmesh.errors import BadResult
 from agentmesh.execution.tools import Tool, ToolContext
 from agentmesh.infrastructure.faults import point
 from agentmesh.records import Json
@@ -32,14 +34,36 @@ def context(
 
 
 def invoke(tool: Tool, args: Mapping[str, Json], ctx: ToolContext) -> Json:
-    """What the tool returned, as JSON. Raises BadArguments, BadResult, or what the tool raises."""
+    """What the tool returned, as JSON; a list in the order of the inputs where the call is `for` many.
+
+    Raises BadArguments, BadResult, or what the tool raises.
+    """
     checked = tool.check(args)
     point("call.before_effect")
-    value = _run(tool.function, (ctx,) if tool.takes_ctx else (), checked)
+    if isinstance(checked, dict):
+        value = tool.output(_one(tool, ctx, checked))
+    else:
+        value = [tool.output(one) for one in _many(tool, ctx, checked)]
     point("call.after_effect")
-    return tool.output(value)
+    return value
 
 
-def _run(function: Callable[..., Any], first: tuple[ToolContext, ...], args: dict[str, Any]) -> Any:
+def _one(tool: Tool, ctx: ToolContext, args: dict[str, Any]) -> Any:
+    return _run(tool.function, (ctx,) if tool.takes_ctx else (), args)
+
+
+def _many(tool: Tool, ctx: ToolContext, inputs: list[dict[str, Any]]) -> list[Any]:
+    """The results in order. Each input has a key of its own, stable over attempts."""
+    if tool.many is None:
+        keyed = [replace(ctx, idempotency_key=f"{ctx.idempotency_key}.{n}") for n in range(len(inputs))]
+        return [_one(tool, its, one) for its, one in zip(keyed, inputs, strict=True)]
+    values = _run(tool.many, (ctx, inputs), {})
+    if not isinstance(values, list | tuple) or len(values) != len(inputs):
+        raise BadResult(f"{tool.name} did not return one result an input", value=values,
+                        expected=f"a list of {len(inputs)}")  # fmt: skip
+    return list(values)
+
+
+def _run(function: Callable[..., Any], first: tuple[Any, ...], args: dict[str, Any]) -> Any:
     value = function(*first, **args)
     return asyncio.run(value) if inspect.iscoroutine(value) else value

@@ -18,11 +18,12 @@ from uuid import UUID
 from pydantic import ConfigDict, TypeAdapter, create_model
 from pydantic.errors import PydanticUserError
 
-from agentmesh.errors import BadTool, UnknownTool
+from agentmesh.errors import BadArguments, BadTool, UnknownTool
 from agentmesh.execution.schemas import Arguments, Hinted, Result, Returned, line
 from agentmesh.records import Backoff, Effect, Json, check_name, check_permissions, tool_queue
 
 TX_LIMIT_S = 5.0
+MAX_INPUTS = 1000
 
 
 class Adopted(Protocol):
@@ -94,14 +95,26 @@ class Tool:
     takes_ctx: bool
     arguments: Arguments
     returns: Result
+    many: Callable[..., Any] | None = None
+    """many(ctx, inputs) -> results in order: runs instead of the function where a call is `for` many inputs."""
 
     @property
     def queue(self) -> str:
         return tool_queue(self.group)
 
-    def check(self, args: Mapping[str, Json]) -> dict[str, Any]:
-        """`args` as the function takes them. Raises BadArguments; no argument reaches `ctx`."""
-        return self.arguments.check(self.name, args)
+    def check(self, args: Mapping[str, Json]) -> dict[str, Any] | list[dict[str, Any]]:
+        """`args` as the function takes them; {"for": inputs, "with": common} as a list of them, one an input.
+
+        Raises BadArguments; no argument reaches `ctx`.
+        """
+        if "for" not in args:  # no parameter can have this name
+            return self.arguments.check(self.name, args)
+        inputs, common = args["for"], args.get("with", {})
+        listed = isinstance(inputs, list) and all(isinstance(one, dict) for one in [*inputs, common])
+        if not listed or args.keys() - {"for", "with"} or len(inputs) > MAX_INPUTS:
+            raise BadArguments(f"{self.name} is not called for these", value=inputs,
+                               expected=f"a list of at most {MAX_INPUTS} objects")  # fmt: skip
+        return [self.arguments.check(self.name, {**common, **one}) for one in inputs]
 
     def output(self, value: Any) -> Json:
         """`value` as JSON. Raises BadResult when the tool may not return it."""
@@ -168,9 +181,11 @@ def register_tool(  # noqa: PLR0913 - the public declaration, every part optiona
     name: str, *, needs: Iterable[str] = (), timeout: float | None = None, attempts: int | None = None,
     effect: Effect = "repeatable", inline: bool = False, tx: bool = False, queue: str | None = None, version: str = "1",
     backoff: Backoff | None = None, task: Adopted | None = None, registry: ToolRegistry | None = None,
+    many: Callable[..., Any] | None = None,
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:  # fmt: skip
     """Make a function a tool; the function itself is unchanged. With `task=`, a Celery task becomes one at once.
 
+    `many(ctx, inputs)` runs instead of it where one call is `for` many inputs, else it runs for one after the other.
     `timeout` is in seconds. Raises BadTool, BadName or BadPermission when the declaration is wrong.
     """
 
@@ -180,7 +195,7 @@ def register_tool(  # noqa: PLR0913 - the public declaration, every part optiona
         (registry or TOOLS).register(make_tool(
             name, target, needs=needs, attempts=tries, effect=effect, inline=inline, tx=tx,
             timeout_s=timeout or (TX_LIMIT_S if tx else getattr(task, "time_limit", None) or 60.0),
-            group=queue or getattr(task, "queue", None) or "tools", version=version, backoff=backoff or Backoff(),
+            group=queue or getattr(task, "queue", None) or "tools", version=version, backoff=backoff or Backoff(), many=many,
         ))  # fmt: skip
         return function
 
@@ -193,6 +208,7 @@ def make_tool(  # noqa: PLR0913 - the whole declaration
     name: str, function: Callable[..., Any], *, needs: Iterable[str], timeout_s: float, attempts: int | None,
     effect: Effect, inline: bool, group: str, version: str, backoff: Backoff, tx: bool = False,
     description: str | None = None, arguments: Arguments | None = None, returns: Result | None = None,
+    many: Callable[..., Any] | None = None,
 ) -> Tool:  # fmt: skip
     """A tool of this declaration. Without `arguments` and `returns` type hints say what they are; with them it takes ctx.
 
@@ -216,7 +232,7 @@ def make_tool(  # noqa: PLR0913 - the whole declaration
         name=check_name(name, "a tool"), function=function, needs=check_permissions(needs), timeout_s=timeout_s,
         attempts=attempts or (1 if effect == "once" else 3), effect=effect, inline=inline, tx=tx,
         group=check_name(group, "a tool queue"), version=version, backoff=backoff, description=text.split("\n\n")[0],
-        takes_ctx=takes_ctx, arguments=arguments, returns=returns,
+        takes_ctx=takes_ctx, arguments=arguments, returns=returns, many=many,
     )  # fmt: skip
 
 

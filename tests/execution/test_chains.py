@@ -55,6 +55,12 @@ def test_steps_follow_one_another_and_the_last_result_is_the_traces(run):
     assert (nodes(lab, trace), result(trace)) == (["start", "one", "tools"], 2)
 
 
+def test_one_call_runs_for_many_inputs(run):
+    lab, trace = run({"tools": [{"tool": "add", "for": {"=": "payload.numbers"}}]},
+                     payload={"numbers": [{"n": 3}, {"n": 1}]})  # fmt: skip
+    assert (len(lab.calls(trace)), result(trace)) == (1, [4, 2])
+
+
 def test_a_reasoner_decides_where_it_stands_in_the_chain(run):
     lab, trace = run({"tools": ["fast"]}, {"reasoner": "mind"}, {"tools": ["add"]},
                      reasoners={"mind": lambda session: {"answer": session.results["fast"] + 40}})  # fmt: skip

@@ -9,6 +9,7 @@ from pydantic import BaseModel, Field
 
 from agentmesh.errors import BadArguments, BadName, BadPermission, BadResult, BadTool, UnknownTool
 from agentmesh.execution.tools import ToolContext, ToolRegistry, register_tool
+from agentmesh.records import Backoff
 
 
 def made(registry, function, **keys):
@@ -293,3 +294,47 @@ def test_a_tool_sees_its_call_and_the_earlier_results_of_its_slot(make_lab, tool
     assert seen == {
         "results": {"first": 5}, "attempt": 1, "tenant": "default", "key": lab.calls(trace)[1]["idem_key"], "word": "hello",
     }  # fmt: skip
+
+
+# --- one call for many inputs
+
+
+def test_a_call_for_many_inputs_returns_their_results_in_order(make_lab, tools):
+    keys = []
+
+    @register_tool("double", registry=tools, attempts=2, backoff=Backoff(base_s=0, cap_s=0))
+    def double(ctx: ToolContext, n: int, plus: int = 0) -> int:
+        keys.append(ctx.idempotency_key.rpartition(".")[2])
+        return 2 * n + plus
+
+    lab = make_lab()
+    trace = lab.start({"tools": [{"tool": "double", "for": [{"n": 3}, {"n": 1, "plus": 5}], "args": {"plus": 1}}]})
+    lab.drain()
+    assert trace.result(1) == [7, 7]
+    assert (len(lab.calls(trace)), keys) == (1, ["0", "1"])
+
+
+def test_a_tool_may_take_many_inputs_at_once(make_lab, tools):
+    def doubles(ctx: ToolContext, inputs: list[dict]) -> list[int]:
+        return [2 * one["n"] for one in inputs][:2]
+
+    @register_tool("double", registry=tools, attempts=1, many=doubles)
+    def double(n: int) -> int:
+        raise AssertionError("one after the other")
+
+    lab = make_lab()
+    both, short = (
+        lab.start({"tools": [{"tool": "double", "for": [{"n": n} for n in range(size)]}]}) for size in (2, 3)
+    )
+    lab.drain()
+    assert both.result(1) == [0, 2]
+    assert lab.calls(short)[0]["error"]["code"] == "E_RESULT"
+
+
+@pytest.mark.parametrize("given", [
+    {"for": [{"n": 1}, {"n": "2"}]}, {"for": [1]}, {"for": {"n": 1}}, {"for": None}, {"for": [{"n": 1}], "n": 2},
+    {"for": [{"n": 1}] * 1001}, {"for": [{"n": 1, "for": [{"n": 1}]}]},
+])  # fmt: skip
+def test_s16_every_input_of_many_is_checked(add, given):
+    with pytest.raises(BadArguments):
+        add.check(given)
