@@ -255,6 +255,13 @@ class UnknownTool(MeshError):
     next = "agentmesh tools list"
 
 
+class UnknownPlan(MeshError):
+    code = "E_PLAN_UNKNOWN"
+    exit_code = 3
+    expected = "a plan that a worker has announced"
+    next = "agentmesh trace show"
+
+
 class UnknownTrace(MeshError):
     code = "E_TRACE_UNKNOWN"
     exit_code = 3

@@ -42,7 +42,7 @@ from agentmesh.coordination.people import People
 from agentmesh.coordination.registry import AgentRegistry
 from agentmesh.coordination.rescuer import Pace, Rescuer
 from agentmesh.coordination.stuck import Stuck
-from agentmesh.errors import BadToolFile, NoSigningKey, PluginRefused
+from agentmesh.errors import BadToolFile, NoSigningKey, PluginRefused, UnknownPlan
 from agentmesh.execution import chain
 from agentmesh.execution.callbacks import CallbackHandler
 from agentmesh.execution.executors import EXECUTORS
@@ -336,6 +336,8 @@ class Mesh:
         known = self._plans.get(plan_hash)
         if known is None:
             body = announced.plan(self.db, tenant_id, plan_hash)
+            if body is None:
+                raise UnknownPlan("the plan that a trace follows is not kept", value=plan_hash)
             known = self._plans[plan_hash] = BehaviorPlan.model_validate_json(json.dumps(body))
         return known
 
@@ -399,7 +401,10 @@ class Mesh:
         self.registry.announce(self.db, [self.tenant])
         harden(self.app)
         section = self.settings.lease
-        pace = Pace(section.lease, section.beat, section.rescue, section.ring_again, section.ring_again_cap)
+        pace = Pace(
+            section.lease, section.beat, section.rescue, section.ring_again, section.ring_again_cap,
+            self.settings.limits.no_worker_after,
+        )  # fmt: skip
         me = here(
             name=name, queues=sorted(set(queues.values())), lease_s=pace.lease_s, version=agentmesh.__version__,
             agents=[one.removeprefix("agent.") for one in queues if one.startswith("agent.")],

@@ -142,6 +142,7 @@ def _agents(mesh: Mesh) -> Iterator[Finding]:
 
 
 def _tools(mesh: Mesh) -> Iterator[Finding]:
+    from agentmesh.observation import health
     from agentmesh.state import announced
 
     tools = {row["id"]: row for row in announced.tools(mesh.db, mesh.tenant)}
@@ -154,9 +155,11 @@ def _tools(mesh: Mesh) -> Iterator[Finding]:
     for name in missing:
         yield Finding("tools", ok=False, says=f"{named[name]} names {name}, which nobody announced",
                       cure="agentmesh tools list")  # fmt: skip
-    for name in idle:
-        yield Finding("tools", ok=False, says=f"{name}: no live worker", cure="agentmesh worker tools")
-    if not missing and not idle:
+    waiting = health.unserved(mesh.db, mesh.tenant)
+    for name in sorted({*idle, *waiting}):
+        says = f"{name}: no live worker, {waiting.get(name, 0)} calls wait for one"
+        yield Finding("tools", ok=False, says=says, cure="agentmesh worker tools")
+    if not missing and not idle and not waiting:
         yield Finding("tools", ok=True, says=f"{len(tools)} announced; all that agents name have a worker")
 
 

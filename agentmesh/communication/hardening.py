@@ -97,6 +97,12 @@ class Door(Consumer):  # type: ignore[misc]
 
         return on_message
 
+    def on_unknown_task(self, body: Any, message: Any, exc: Exception) -> None:  # noqa: ARG002 - Celery's signature
+        """A task of another release: its row is rung again until a worker hears it that knows the task. Celery's own
+        handler would log the body, which may be an envelope."""
+        log.warning("not known here, left to others: %.200r", message.headers["task"])
+        message.reject_log_error(log, self.connection_errors)
+
     def on_decode_error(self, message: Any, exc: Exception) -> None:
         """kombu could not build the message; its own handler would log what is in it."""
         self._turn_away(message, str(exc) if isinstance(exc, Refused) else type(exc).__name__)

@@ -8,17 +8,22 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from typing import Any
 from uuid import UUID
 
-from agentmesh.errors import UnknownTrace
+import structlog
+
+from agentmesh.errors import UnknownPlan, UnknownTrace
 from agentmesh.execution.executors import Executor
 from agentmesh.execution.runner import Alone, Notes
 from agentmesh.execution.views import HostedAgent
-from agentmesh.infrastructure.database import Database
+from agentmesh.infrastructure.database import Database, Row
 from agentmesh.infrastructure.faults import point
 from agentmesh.records import Policy, Ring, new_id
 from agentmesh.state import rescue, traces
-from agentmesh.state.traces import Holder, Taken
+from agentmesh.state.traces import Held, Holder, Taken
+
+log = structlog.get_logger("agentmesh.runtime")
 
 
 class AgentRuntime:
@@ -30,6 +35,7 @@ class AgentRuntime:
     ) -> None:  # fmt: skip
         self.agent, self.executor = agent, executor
         self._db, self.note, self._holder, self._alone = db, note, holder, alone
+        self._unread: set[str] = set()  # hashes of plans that other releases wrote
         policy = agent.spec.effective_policy()
         base = Policy().model_dump(mode="json") | policy.model_dump(mode="json", exclude_none=True)
         node, kind = agent.plan.opening
@@ -39,26 +45,37 @@ class AgentRuntime:
         }  # fmt: skip
 
     def prepare_context(self, ring: Ring, claim_id: UUID | None = None) -> Taken | None:
-        """The trace, claimed here with the step that is to run; None when the ring was stale."""
+        """The trace, claimed here with the step that is to run; None when the ring was stale, or its plan is not for us."""
         claim = claim_id or new_id()
-        agent = self.agent.spec.agent
+        who: dict[str, Any] = {"agent": self.agent.spec.agent, "holder": self._holder(), "unread": self._unread}
         if ring.kind == "trace":
             received = json.dumps({"queue": ring.queue, "envelope": ring.envelope is not None})
             start = self._start | {"claim": claim, "received": received}
-            taken = traces.claim(self._db, ring.id, ring.epoch, agent=agent, holder=self._holder(), start=start)
+            taken = traces.claim(self._db, ring.id, ring.epoch, start=start, **who)
         else:
-            taken = traces.take(
-                self._db,
-                ring.id,
-                ring.epoch,
-                agent=agent,
-                holder=self._holder(),
-                claim_id=claim,
-                alone=self._alone is None,
-            )
-        if taken is not None:
-            point("prepare.after_context")
+            taken = traces.take(self._db, ring.id, ring.epoch, claim_id=claim, alone=self._alone is None, **who)
+        if taken is None or not self._reads(taken):
+            return None
+        point("prepare.after_context")
         return taken
+
+    def _reads(self, taken: Taken) -> bool:
+        """Whether this release reads the plan that the trace follows; where not, the trace is given back, and whatever
+        follows that plan is left to workers that do."""
+        held = taken.trace
+        try:
+            self.executor.parts.plan(held.tenant_id, held.plan_hash)
+        except UnknownPlan:
+            return True  # nobody can: its trace ends
+        except ValueError as exc:
+            said = str(exc).splitlines()[0]
+            log.warning(
+                "a plan of another release; left to others", plan=held.plan_hash, trace_id=str(held.id), error=said
+            )
+            self._unread.add(held.plan_hash)
+            self.executor.parts.ring(rescue.give_back(self._db, _row(held), "released"))
+            return False
+        return True
 
     def hand_over(self, ring: Ring) -> None:
         """A step that was not ours to take because it took a worker with it before is worked alone."""
@@ -103,10 +120,11 @@ class RuntimeContainer:
     def dispose(self) -> None:
         """Afterwards this container holds nothing: what it had not run is ready for others."""
         if self._held is not None:
-            held = self._held.trace
-            row = {
-                "kind": "trace", "id": held.id, "tenant_id": held.tenant_id, "epoch": held.epoch,
-                "worker_id": held.holder.worker_id,
-            }  # fmt: skip
-            rescue.give_back(self._db, row, "released")
+            rescue.give_back(self._db, _row(self._held.trace), "released")
             self._held = None
+
+
+def _row(held: Held) -> Row:
+    return {
+        "kind": "trace", "id": held.id, "tenant_id": held.tenant_id, "epoch": held.epoch, "worker_id": held.holder.worker_id,
+    }  # fmt: skip

@@ -27,7 +27,7 @@ log = structlog.get_logger("agentmesh.rescuer")
 
 BATCH = 500
 OVERTAKEN_S = 2.0
-STATISTICS_EVERY = 10
+SELDOM = 10  # looks
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +39,7 @@ class Pace:
     rescue_s: float = 1.0
     again_s: float = 2.0
     again_cap_s: float = 10.0
+    no_worker_s: float = 86_400.0
 
 
 class Rescuer:
@@ -79,7 +80,10 @@ class Rescuer:
                 self._wake()
                 self._finish_cancels()
                 self._ring_again()
-                self._keep_statistics()
+                self._looks = (self._looks + 1) % SELDOM
+                if self._looks == 1:
+                    self._give_up()
+                    statistics.refresh(self._db)
         except (psycopg.Error, MeshError) as exc:
             log.warning("rescue failed; trying again", error=str(exc).splitlines()[0])
         return self._leads
@@ -93,12 +97,6 @@ class Rescuer:
                 log.exception("rescue failed; trying again")
                 continue
             pause = self._pace.rescue_s if leads else min(self._pace.rescue_s * 2, self._pace.lease_s / 4)
-
-    def _keep_statistics(self) -> None:
-        """Every tenth look: see state/statistics."""
-        self._looks = (self._looks + 1) % STATISTICS_EVERY
-        if self._looks == 1:
-            statistics.refresh(self._db)
 
     def _bury(self) -> None:
         """Declare workers dead: at once where their process is provably gone, else after their lease of silence."""
@@ -130,6 +128,15 @@ class Rescuer:
                 self._ring(found)
             except (psycopg.Error, MeshError) as exc:
                 log.warning("a waiting step was not woken", id=str(row["id"]), error=str(exc).splitlines()[0])
+
+    def _give_up(self) -> None:
+        """Calls of tools that no worker has had for long."""
+        for row in rescue.unserved(self._db, after_s=self._pace.no_worker_s, batch=BATCH):
+            try:
+                self._ring(rescue.give_up(self._db, row, worker_id=self._notes.worker_id))
+                log.warning("no worker has had its tool: given up", id=str(row["id"]), tool=row["tool"])
+            except (psycopg.Error, MeshError) as exc:
+                log.warning("a call was not given up", id=str(row["id"]), error=str(exc).splitlines()[0])
 
     def _finish_cancels(self) -> None:
         """Trees whose cancel was cut short."""

@@ -15,6 +15,7 @@ import structlog
 
 from agentmesh.behavior.reasoners import parse_action
 from agentmesh.behavior.session import Session
+from agentmesh.errors import UnknownPlan
 from agentmesh.execution import inline
 from agentmesh.execution.advance import (
     Again,
@@ -63,7 +64,7 @@ class Executor:
         try:
             at = Position.of(taken)
             last = at = replace(at, policy=self._mover.policy(at.held, at.base, at.node))
-        except ValueError as exc:  # a policy that this release does not read
+        except (ValueError, UnknownPlan) as exc:  # a policy that this release does not read, a plan that is gone
             last = Position.of(taken, Policy())
             at = self._crashed(last, exc)
         while at is not None:

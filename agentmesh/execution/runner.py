@@ -54,7 +54,13 @@ class ToolRunner:
         """What recording the call's outcome led to; None when there was nothing to do, or it came too late."""
         attempt = new_id()
         with self._note("call", ring.id, attempt):
-            claimed = self._tasks.claim(ring, holder=self._holder(), attempt_id=attempt, alone=self._alone is None)
+            claimed = self._tasks.claim(
+                ring,
+                holder=self._holder(),
+                attempt_id=attempt,
+                alone=self._alone is None,
+                tools=self._registry.names(),
+            )
             if claimed is not None:
                 point("call.after_claim")
                 return self._work(claimed)

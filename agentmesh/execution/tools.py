@@ -158,6 +158,9 @@ class ToolRegistry:
     def __contains__(self, name: str) -> bool:
         return name in self._tools
 
+    def names(self) -> tuple[str, ...]:
+        return tuple(self._tools)
+
     def list(self) -> list[Tool]:
         return [self._tools[name] for name in sorted(self._tools)]
 

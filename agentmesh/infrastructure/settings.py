@@ -117,6 +117,7 @@ class LimitsSection(Section):
     inline_payload: Bytes = 64 * 1024
     blob: Bytes = 16 * 1024 * 1024
     fan_out: Annotated[int, Field(ge=1, le=10_000)] = 10_000
+    no_worker_after: Seconds = 86_400.0
     delegation_depth: Annotated[int, Field(ge=1, le=64)] = 16
     steps: Annotated[int, Field(ge=1, le=10_000)] = 10_000
 

@@ -36,6 +36,20 @@ def oldest_ready(db: Database, tenant: str) -> Row | None:
     return rows[0] if rows else None
 
 
+UNSERVED = """
+SELECT c.tool, count(*)::int AS waiting FROM mesh.calls c
+ WHERE c.tenant_id = %(tenant)s AND c.status = 'ready' AND c.task = 'tool.' || c.tool
+   AND NOT EXISTS (SELECT 1 FROM mesh.workers w WHERE c.tool = ANY(w.tools) AND w.state = 'alive'
+     AND w.beat_at > mesh.mesh_asof() - make_interval(secs => w.lease_s))
+ GROUP BY c.tool ORDER BY c.tool
+"""
+
+
+def unserved(db: Database, tenant: str) -> dict[str, int]:
+    """How many calls wait for each tool that no live worker has."""
+    return {row["tool"]: row["waiting"] for row in db.once(UNSERVED, {"tenant": tenant})}
+
+
 ALIVE = """
 SELECT name FROM mesh.workers
  WHERE state = 'alive' AND beat_at > mesh.mesh_asof() - make_interval(secs => lease_s)

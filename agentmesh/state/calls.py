@@ -7,6 +7,7 @@ an outcome and counts the slot down in one statement; whoever makes the step joi
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 from uuid import UUID
@@ -25,6 +26,7 @@ WITH c AS (
     deadline = mesh.mesh_now() + make_interval(secs => timeout_s), wake_at = NULL
    WHERE id = %(call)s AND epoch = %(epoch)s AND status = 'ready' AND task = %(task)s
      AND (wake_at IS NULL OR wake_at <= mesh.mesh_asof()) AND (losses = 0 OR %(alone)s)
+     AND (%(tools)s::text[] IS NULL OR tool = ANY(%(tools)s))
   RETURNING *),
  a AS (INSERT INTO mesh.attempts (id, tenant_id, trace_id, step_id, call_id, kind, n, epoch, worker_id, child, idem_key)
    SELECT %(attempt)s, tenant_id, trace_id, step_id, id, 'tool', n, epoch, worker_id, child, idem_key FROM c)
@@ -161,21 +163,26 @@ class Settled:
     rings: tuple[Ring, ...]
 
 
-def claim(
-    db: Database, call_id: UUID, epoch: int, *, task: str, holder: Holder, attempt_id: UUID, alone: bool = True
-) -> Claimed | None:
+def claim(  # noqa: PLR0913 - all that guards it
+    db: Database, call_id: UUID, epoch: int, *, task: str, holder: Holder, attempt_id: UUID, alone: bool = True,
+    tools: Sequence[str] | None = None,
+) -> Claimed | None:  # fmt: skip
     """The call, running under `holder` with its attempt recorded; None when there is nothing to claim.
 
-    One that was lost with its worker is a suspect: it is claimed by a process that runs nothing else (`alone`).
+    One that was lost with its worker is a suspect: it is claimed by a process that runs nothing else (`alone`). Where
+    `tools` is given, a call of another tool is left to others.
     """
-    rows = db.once(
-        CLAIM,
-        {
-            "call": call_id, "epoch": epoch, "task": task, "worker": holder.worker_id, "child": holder.child,
-            "attempt": attempt_id, "alone": alone,
-        },
-    )  # fmt: skip
+    more = {"alone": alone, "tools": None if tools is None else list(tools)}
+    rows = db.once(CLAIM, claiming(call_id, epoch, task, holder, attempt_id) | more)
     return Claimed(rows[0], attempt_id, holder) if rows else None
+
+
+def claiming(call_id: UUID, epoch: int, task: str, holder: Holder, attempt_id: UUID) -> dict[str, Any]:
+    """The parameters of a claim that asks for nothing else."""
+    return {
+        "call": call_id, "epoch": epoch, "task": task, "worker": holder.worker_id, "child": holder.child,
+        "attempt": attempt_id, "alone": True, "tools": None,
+    }  # fmt: skip
 
 
 def settle(
@@ -239,8 +246,15 @@ class TaskManager:
     def __init__(self, db: Database) -> None:
         self._db = db
 
-    def claim(self, ring: Ring, *, holder: Holder, attempt_id: UUID, alone: bool) -> Claimed | None:
-        return claim(self._db, ring.id, ring.epoch, task=ring.task, holder=holder, attempt_id=attempt_id, alone=alone)
+    def claim(
+        self, ring: Ring, *, holder: Holder, attempt_id: UUID, alone: bool, tools: Sequence[str]
+    ) -> Claimed | None:
+        """See `claim`. On its tool's own queue only workers that have the tool know the task."""
+        own = ring.task.startswith("tool.")
+        return claim(
+            self._db, ring.id, ring.epoch, task=ring.task, holder=holder, attempt_id=attempt_id, alone=alone,
+            tools=None if own else tools,
+        )  # fmt: skip
 
     def is_suspect(self, ring: Ring) -> bool:
         """Whether the call is free but was lost with a worker before."""

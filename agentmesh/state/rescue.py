@@ -16,6 +16,7 @@ from agentmesh.records import Failure, Json, Policy, Ring, new_id
 from agentmesh.state import calls
 from agentmesh.state.calls import Settled
 from agentmesh.state.deliveries import END_COLUMNS, INSERT_END
+from agentmesh.state.traces import Holder
 
 # What a worker left behind by its own will is handed back; a `once` call that it ran may have taken effect.
 ORPHANS = """
@@ -38,6 +39,15 @@ UNION ALL
 (SELECT 'trace', t.id, t.tenant_id, t.epoch, t.worker_id, 'timeout' FROM mesh.steps s
   JOIN mesh.traces t ON t.id = s.trace_id AND t.tenant_id = s.tenant_id
   WHERE s.status = 'running' AND s.deadline < mesh.mesh_asof() - interval '2 s' AND t.worker_id IS NOT NULL LIMIT %(batch)s)
+"""
+
+# A call on its tool's own queue that nobody could have taken: no worker with this tool has beaten for so long.
+UNSERVED = """
+SELECT c.id, c.epoch, c.task, c.tool FROM mesh.calls c
+ WHERE c.status = 'ready' AND c.task = 'tool.' || c.tool
+   AND greatest(c.created_at, c.wake_at) < mesh.mesh_asof() - make_interval(secs => %(after_s)s)
+   AND NOT EXISTS (SELECT 1 FROM mesh.workers w WHERE c.tool = ANY(w.tools)
+     AND w.beat_at > mesh.mesh_asof() - make_interval(secs => %(after_s)s)) LIMIT %(batch)s
 """
 
 LET_GO = """
@@ -101,6 +111,7 @@ TIMEOUT = Failure("E_TIMEOUT", "no answer before the deadline")
 POISON = Failure(
     "E_POISON", "every worker that ran this step was lost, the last ones running nothing else", permanent=True
 )
+NO_WORKER = Failure("E_NO_WORKER", "no worker that has this tool was there for too long", permanent=True)
 LOST = Failure("E_LOST", "the worker died or lost contact before the result was recorded")
 
 
@@ -125,6 +136,23 @@ def give_back(db: Database, row: Row, outcome: Literal["lost", "released", "time
         return list(settled.rings) if settled else []
     with db.begin() as tx:
         return _let_go(tx, row, outcome)
+    return []
+
+
+def unserved(db: Database, *, after_s: float, batch: int) -> list[Row]:
+    """Ready calls of tools that no worker has had for `after_s`."""
+    return db.once(UNSERVED, {"after_s": after_s, "batch": batch})
+
+
+def give_up(db: Database, row: Row, *, worker_id: UUID) -> list[Ring]:
+    """The ready call has failed for want of a worker, in an attempt of this rescuer's own; the rings to ring."""
+    holder, attempt = Holder(worker_id), new_id()
+    with db.begin() as tx:
+        claimed = tx.one(calls.CLAIM, calls.claiming(row["id"], row["epoch"], row["task"], holder, attempt))
+        if claimed is None:
+            raise psycopg.Rollback
+        settled = calls.settle(tx, claimed, worker_id=worker_id, outcome="failed", failure=NO_WORKER)
+        return list(settled.rings) if settled else []
     return []
 
 

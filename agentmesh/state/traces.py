@@ -6,6 +6,7 @@ context. `claim` starts a queued trace, `take` goes on with one whose step is re
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
@@ -88,6 +89,7 @@ WITH t AS (
     started_at = mesh.mesh_now(), wake_at = NULL
    WHERE id = %(trace)s AND epoch = %(epoch)s AND status = 'queued' AND worker_id IS NULL AND paused_at IS NULL
      AND agent = %(agent)s AND (wake_at IS NULL OR wake_at <= mesh.mesh_asof())
+     AND coalesce(plan_hash, '') <> ALL(%(unread)s::text[])
      AND (root_id = id OR NOT EXISTS (SELECT 1 FROM mesh.traces r WHERE r.id = traces.root_id AND r.cancel_owed))
   RETURNING {COLUMNS}, seq),
  x AS (INSERT INTO mesh.contexts (tenant_id, id) SELECT tenant_id, context_id FROM t ON CONFLICT DO NOTHING),
@@ -111,7 +113,7 @@ SELECT * FROM t
 TAKE_TRACE = f"""
 UPDATE mesh.traces SET worker_id = %(worker)s, child = %(child)s, claim_id = %(claim)s
  WHERE id = (SELECT trace_id FROM mesh.steps WHERE id = %(step)s) AND status = 'running' AND worker_id IS NULL
-   AND paused_at IS NULL AND agent = %(agent)s
+   AND paused_at IS NULL AND agent = %(agent)s AND coalesce(plan_hash, '') <> ALL(%(unread)s::text[])
 RETURNING {COLUMNS}, seq
 """
 
@@ -178,19 +180,21 @@ INSERT INTO mesh.events (trace_id, seq, tenant_id, name, step_id, call_id, body)
 
 
 def claim(
-    db: Database, trace_id: UUID, epoch: int, *, agent: str, holder: Holder, start: dict[str, Any]
-) -> Taken | None:
+    db: Database, trace_id: UUID, epoch: int, *, agent: str, holder: Holder, start: dict[str, Any],
+    unread: Iterable[str] = (),
+) -> Taken | None:  # fmt: skip
     """The queued trace, running its first step under `holder`; None when it is not ours to start.
 
     `start` has plan, version, policy (a JSON object below the intent's own), node, kind, claim, received, started. A
-    trace that was pinned to another plan when it was accepted begins with that one's start.
+    trace that was pinned to another plan when it was accepted begins with that one's start, unless it is among the
+    plans that are `unread` here.
     """
     step, attempt = new_id(), new_id()
     rows = db.once(
         CLAIM,
         {
             "trace": trace_id, "epoch": epoch, "agent": agent, "worker": holder.worker_id, "child": holder.child,
-            "step": step, "attempt": attempt, **start,
+            "step": step, "attempt": attempt, "unread": list(unread), **start,
         },
     )  # fmt: skip
     if not rows:
@@ -205,19 +209,21 @@ def claim(
     return Taken(_held(rows[0], holder), first, (), attempt, 1)
 
 
-def take(
-    db: Database, step_id: UUID, epoch: int, *, agent: str, holder: Holder, claim_id: UUID, alone: bool = True
-) -> Taken | None:
+def take(  # noqa: PLR0913 - all that guards it
+    db: Database, step_id: UUID, epoch: int, *, agent: str, holder: Holder, claim_id: UUID, alone: bool = True,
+    unread: Iterable[str] = (),
+) -> Taken | None:  # fmt: skip
     """The step's trace and the ready or joined step, running under `holder`; None when there is nothing to take.
 
-    One that was lost with its worker is a suspect: it is taken by a process that runs nothing else (`alone`).
+    One that was lost with its worker is a suspect: it is taken by a process that runs nothing else (`alone`). Traces of
+    plans that are `unread` here are left to others.
 
     Taking a joined tools step closes it: open calls are cancelled, `pending` is 0, and the events of its calls are
     appended.
     """
     with db.begin() as tx:
         who = {"worker": holder.worker_id, "child": holder.child}
-        row = tx.one(TAKE_TRACE, {"step": step_id, "agent": agent, "claim": claim_id, **who})
+        row = tx.one(TAKE_TRACE, {"step": step_id, "agent": agent, "claim": claim_id, "unread": list(unread), **who})
         if row is None:
             return None
         held = _held(row, holder)

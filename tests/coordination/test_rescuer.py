@@ -200,3 +200,27 @@ def test_a_rescuer_that_looks_silent_itself_declares_nobody_dead(lab, make_rescu
     lab.shift(60)
     make_rescuer().tick()
     assert (state(lab, other), state(lab, lab.hand)) == ("alive", "alive")
+
+
+def test_a_call_whose_tool_no_worker_had_for_long_is_given_up_and_its_slot_goes_on(lab, make_rescuer):
+    lab.rows("UPDATE mesh.workers SET tools = '{twice}'")
+    trace = lab.open("work", "twice", strategy="fallback")
+    lab.bells.waiting.clear()
+    make_rescuer(pace=Pace(no_worker_s=60)).tick()
+    assert [one["status"] for one in lab.calls(trace)] == ["ready", "held"]
+    lab.shift(61)
+    keep_hand_alive(lab)
+    make_rescuer(pace=Pace(no_worker_s=60)).tick()
+    work, other = lab.calls(trace)
+    assert (work["status"], work["error"]["code"], other["status"]) == ("failed", "E_NO_WORKER", "ready")
+    lab.drain()
+    assert trace.status() == "done"
+
+
+def test_a_call_waits_for_a_worker_that_has_its_tool_however_old_it_is(lab, make_rescuer):
+    lab.rows("UPDATE mesh.workers SET tools = '{work}'")
+    trace = lab.open("work")
+    lab.shift(3600)
+    keep_hand_alive(lab)
+    make_rescuer(pace=Pace(no_worker_s=60)).tick()
+    assert lab.calls(trace)[0]["status"] == "ready"

@@ -379,11 +379,11 @@ def test_a_result_that_is_no_longer_there_ends_the_trace_and_is_not_tried_for_ev
     assert big.outcomes(trace, "callback") == ["failed"]
 
 
-def test_a_pinned_plan_that_cannot_be_read_ends_the_trace(lab):
+def test_a_pinned_plan_that_nobody_kept_ends_the_trace(lab):
     trace = joined(lab, "work")
     lab.rows("UPDATE mesh.traces SET plan_hash = 'gone'")
     lab.drain()
-    assert ended(lab, trace) == ("failed", "E_INTERNAL")
+    assert ended(lab, trace) == ("failed", "E_PLAN_UNKNOWN")
 
 
 def test_a_recorded_policy_that_cannot_be_read_ends_the_trace(lab):

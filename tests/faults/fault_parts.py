@@ -17,6 +17,7 @@ import psycopg
 
 from agentmesh import ReasonerBase, ToolContext, register_callback, register_tool
 from agentmesh.errors import Permanent
+from agentmesh.execution.tools import TOOLS
 
 HOME = Path(os.environ["STORY_HOME"])
 TAG = os.environ["STORY_TAG"]
@@ -120,6 +121,11 @@ def greedy(ctx: ToolContext, mib: int) -> int:
 def big(ctx: ToolContext, size: int) -> str:
     ran(ctx)
     return "x" * size
+
+
+if "FAULTS_WITHOUT" in os.environ:  # a release that has not got these tools
+    for missing in os.environ["FAULTS_WITHOUT"].split(","):
+        TOOLS.unregister(missing)
 
 
 def calls(shape: str, payload: dict[str, Any], turn: int) -> dict[str, Any] | None:

@@ -2,8 +2,8 @@
 
 import pytest
 
-from agentmesh.records import Failure
-from agentmesh.state import traces
+from agentmesh.records import Failure, new_id
+from agentmesh.state import calls, traces
 from agentmesh.state.calls import TaskManager
 from agentmesh.testing import race
 
@@ -359,3 +359,12 @@ def test_a_trace_that_ended_has_no_open_call_left(lab):
     assert trace.status() == "done"
     assert {one["status"] for one in lab.calls(trace)} == {"done", "cancelled"}
     assert isinstance(traces.Holder, type)
+
+
+def test_f21_a_call_of_a_tool_that_a_worker_lacks_is_not_claimed_there(lab):
+    trace = lab.open("work")
+    [call] = lab.calls(trace)
+    at = {"task": call["task"], "holder": lab.hand, "attempt_id": new_id()}
+    assert calls.claim(lab.mesh.db, call["id"], call["epoch"], **at, tools=["other"]) is None
+    assert lab.calls(trace) == [call]
+    assert calls.claim(lab.mesh.db, call["id"], call["epoch"], **at, tools=["other", "work"]) is not None
