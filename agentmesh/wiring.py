@@ -327,7 +327,9 @@ class Mesh:
             db=self.db, router=self.tool_router, callback=CallbackHandler(), builder=SessionBuilder(),
             sessions=SessionManager(self.db, self.blobs), blobs=self.blobs, ring=self.doorbell.ring, chord=self.doorbell.chord,
             delegate=lambda held, verdict: self.client.child(held, verdict, depth_limit=limits.delegation_depth),
-            plan=self._pinned, moment=lambda asked: following(asked["cron"], asked["timezone"], traces.now(self.db)),
+            child=self.client.send_child,
+            depths=(limits.delegation_depth, limits.chain_depth), plan=self._pinned,
+            moment=lambda asked: following(asked["cron"], asked["timezone"], traces.now(self.db)),
             pool=ThreadPoolExecutor(self.settings.worker.agents_concurrency, thread_name_prefix="inline"),
             redact=redact,
         )  # fmt: skip

@@ -312,12 +312,12 @@ def lab(make_mesh: Callable[..., tuple[Mesh, Bells]], database_url: str, tools: 
 
 @pytest.fixture
 def make_lab(make_mesh: Callable[..., tuple[Mesh, Bells]], database_url: str, tools: ToolRegistry) -> Iterator[Any]:
-    """make_lab(**agent keys) -> Lab whose puppet may use every tool registered by now."""
+    """make_lab(*others, **agent keys) -> Lab whose puppet may use every tool registered by now, beside other agents."""
 
-    def make(**keys: Any) -> Lab:
+    def make(*others: Any, **keys: Any) -> Lab:
         names = [one.name for one in tools.list()]
         puppet = define_agent("puppet", **{"reasoner": do_as_told, "tools": names, "grants": ["*"]} | keys)
-        mesh, bells = make_mesh(puppet)
+        mesh, bells = make_mesh(puppet, *others)
         return Lab(database_url, mesh, bells)
 
     yield make

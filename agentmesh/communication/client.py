@@ -187,14 +187,34 @@ class DirectClient:
         return agent["queue"], granted
 
     def child(self, held: Held, verdict: Verdict, *, depth_limit: int = 16) -> NewTrace:
-        """The trace a delegation makes: in the same context, with no more permissions than its parent has."""
+        """The trace that a verdict hands on to."""
+        return self.send_child(
+            held, to=verdict.to, intent=verdict.intent, payload=verdict.payload or {}, depth_limit=depth_limit
+        )
+
+    def send_child(
+        self, held: Held, *, to: str | None, intent: str | None, payload: Json, permissions: Sequence[str] | None = None,
+        plan_hash: str | None = None, depth_limit: int = 16,
+    ) -> NewTrace:  # fmt: skip
+        """The trace a delegation makes: in the same context, with no more permissions than its parent has.
+
+        Raises DelegationTooDeep, UnknownAgent, UnknownIntent, BadPayload.
+        """
         if held.depth + 1 > depth_limit:
-            raise DelegationTooDeep("a delegation goes too deep", value=held.depth + 1)
-        intent = Intent.model_validate({
-            "intent": verdict.intent, "from_id": held.agent, "to_id": verdict.to, "context_id": held.context_id,
-            "payload": verdict.payload or {}, "permissions": held.permissions, "priority": held.priority,
+            raise DelegationTooDeep(
+                "a delegation goes too deep", value=held.depth + 1, expected=f"at most {depth_limit}"
+            )
+        if not isinstance(payload, dict):
+            raise BadPayload("what a child trace is given is not an object", value=payload)
+        wanted = (
+            held.permissions if permissions is None else tuple(one for one in held.permissions if one in permissions)
+        )
+        made = Intent.model_validate({
+            "intent": intent, "from_id": held.agent, "to_id": to, "context_id": held.context_id,
+            "payload": payload, "permissions": wanted, "priority": held.priority,
         })  # fmt: skip
-        return self._accepted(intent, tenant=held.tenant_id, grants=held.permissions)
+        accepted = self._accepted(made, tenant=held.tenant_id, grants=held.permissions)
+        return replace(accepted, plan_hash=plan_hash)
 
     # --- one intent -----------------------------------------------------------------------------------------------
 

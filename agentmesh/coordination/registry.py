@@ -50,7 +50,7 @@ class AgentRegistry:
         return hosted
 
     def _plan(self, spec: AgentSpec, reasoners: Collection[str]) -> BehaviorPlan:
-        known = Known(tools=spec.tools, reasoners=reasoners)
+        known = Known(tools=spec.tools, reasoners=reasoners, chains=self._chains)
         if spec.chain is None:
             return default_plan()
         if spec.own_chain is not None:
@@ -86,9 +86,8 @@ class AgentRegistry:
         for hosted in self.all():
             spec = hosted.spec
             for tenant in spec.tenants:
-                announced.keep_plan(
-                    db, tenant_id=tenant, plan_hash=hosted.plan.hash, chain=hosted.plan.chain, body=hosted.plan.body()
-                )
+                for plan in hosted.plan.all():
+                    announced.keep_plan(db, tenant_id=tenant, plan_hash=plan.hash, chain=plan.chain, body=plan.body())
                 announced.announce_agent(db, {
                     "tenant_id": tenant, "id": spec.agent, "version": spec.version, "queue": spec.queue,
                     "plan_hash": hosted.plan.hash, "intents": None if spec.intents is None else list(spec.intents),

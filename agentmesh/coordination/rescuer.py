@@ -21,7 +21,7 @@ from agentmesh.errors import MeshError
 from agentmesh.infrastructure.database import Database, Row
 from agentmesh.infrastructure.faults import point
 from agentmesh.records import Ring
-from agentmesh.state import leases, rescue, rings, signals, statistics, steering
+from agentmesh.state import children, leases, rescue, rings, signals, statistics, steering
 
 log = structlog.get_logger("agentmesh.rescuer")
 
@@ -78,6 +78,7 @@ class Rescuer:
                 self._give_back(rescue.orphans(self._db, batch=BATCH))
                 self._give_back(rescue.overdue(self._db, batch=BATCH))
                 self._wake()
+                self._pay()
                 self._finish_cancels()
                 self._ring_again()
                 self._looks = (self._looks + 1) % SELDOM
@@ -121,13 +122,29 @@ class Rescuer:
 
     def _wake(self) -> None:
         """Steps whose time is over."""
-        for row in signals.due(self._db, batch=BATCH):
-            try:
-                found = signals.wake(self._db, row)
-                point("timer.after_fire")
-                self._ring(found)
-            except (psycopg.Error, MeshError) as exc:
-                log.warning("a waiting step was not woken", id=str(row["id"]), error=str(exc).splitlines()[0])
+        for due in signals.due(self._db, batch=BATCH):
+            self._each(due, self._wake_one)
+
+    def _wake_one(self, row: Row) -> None:
+        found = signals.wake(self._db, row)
+        point("timer.after_fire")
+        self._ring(found)
+
+    def _pay(self) -> None:
+        """What a crash left between a child trace and its parent, either way; and children a pause had held back."""
+        for child in children.owed(self._db, batch=BATCH):
+            self._each(child, lambda row: self._ring(children.pay(self._db, row["id"])))
+        for call in children.unwanted(self._db, batch=BATCH):
+            self._each(call, lambda row: children.drop(self._db, row))
+        for held in children.held(self._db, batch=BATCH):
+            self._each(held, lambda row: self._ring(children.admit(self._db, row)))
+
+    def _each(self, row: Row, do: Callable[[Row], None]) -> None:
+        """One bad row stops nothing."""
+        try:
+            do(row)
+        except (psycopg.Error, MeshError) as exc:
+            log.warning("a row was not served", id=str(row["id"]), error=str(exc).splitlines()[0])
 
     def _give_up(self) -> None:
         """Calls of tools that no worker has had for long."""

@@ -85,10 +85,11 @@ class State:
 class Route:
     """What was passed on the way to a decision: jumps, as (from, to), and the variables and turns after it.
 
-    `vars` and `turns` None: as before.
+    `vars` and `turns` None: as before. `sent` are errands that nobody waits for: (node, label, payload) each.
     """
 
     jumps: tuple[tuple[str, str], ...] = ()
+    sent: tuple[tuple[str, str, Json], ...] = ()
     vars: Mapping[str, Json] | None = None
     turns: Mapping[str, int] | None = None
 
@@ -270,7 +271,7 @@ class _Walk:
                 if node.when is not None and not holds(node.when, self._variables, _source(node, "when")):
                     target = node.next
                     continue
-                found = self._move(node) if isinstance(node, plans.MOVES) else self._open(node)
+                found = self._move(node) if _is_move(node) else self._open(node)
                 if not isinstance(found, _Onward):
                     return found
                 target = found.target
@@ -282,22 +283,27 @@ class _Walk:
     def _move(self, node: plans.Place) -> Decision | _Onward:
         """What a node that is no step comes to."""
         match node:
-            case plans.Assign(values=values):
-                self._assign({name: self._fill(node, one) for name, one in values.items()})
-                return _Onward(node.next)
-            case plans.Jump(then=then, limit=limit):
-                return self._count(node.id, then, limit) or _Onward(self._resolved(node.id, then))
-            case plans.Switch(cases=cases, limit=limit):
-                for case in cases:
-                    if holds(case.when, self._variables, _source(node, "case")):
-                        return self._count(node.id, case.then, limit) or _Onward(self._resolved(node.id, case.then))
-                return _Onward(node.next)
             case plans.Finish(result=result):
                 return Finish(self._state.result if result is None else self._fill(node, result), route=self._route)
             case plans.Give(code=code, message=message):
                 return Fail(Failure(code, str(self._fill(node, message)), permanent=True), self._route)
+            case plans.Jump(then=then, limit=limit):
+                return self._turned(node.id, then, limit)
+            case plans.Switch(cases=cases, limit=limit):
+                for case in cases:
+                    if holds(case.when, self._variables, _source(node, "case")):
+                        return self._turned(node.id, case.then, limit)
+            case plans.Assign(values=values):
+                self._assign({name: self._fill(node, one) for name, one in values.items()})
+            case plans.Delegate(errands=errands):
+                sent = tuple((node.id, one.label, self._fill(node, one.payload)) for one in errands)
+                self._route = replace(self._route, sent=(*self._route.sent, *sent))
             case _:
                 raise AssertionError(f"{node.id} is a step")
+        return _Onward(node.next)
+
+    def _turned(self, node: str, target: str, limit: int) -> Decision | _Onward:
+        return self._count(node, target, limit) or _Onward(self._resolved(node, target))
 
     def _open(self, node: plans.Place) -> Decision:
         """The visit to a node that is a step."""
@@ -414,6 +420,10 @@ class _Walk:
 @dataclass(frozen=True, slots=True)
 class _Onward:
     target: str | None
+
+
+def _is_move(node: plans.Place) -> bool:
+    return isinstance(node, plans.MOVES) or (isinstance(node, plans.Delegate) and not node.wait)
 
 
 def _source(node: plans.Place, what: str) -> str:

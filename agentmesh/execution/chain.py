@@ -43,6 +43,8 @@ KINDS: dict[str, tuple[str, ...]] = {
     "jump_if": ("id", "then", "else", "limit"), "jump": ("id", "limit"), "switch": ("id", "else", "limit"),
     "wait": COMMON, "signal": (*COMMON, "schema", "within"),
     "approval": (*COMMON, "who", "options", "within", "escalate", "reason"),
+    "delegate": (*COMMON, "intent", "payload", "permissions", "wait", "require"),
+    "chain": (*COMMON, "payload"), "parallel": (*COMMON, "payload", "require"),
     "finish": ("id", "when"), "fail": ("id", "when", "code"),
 }  # fmt: skip
 """What a step may say, by the key that names its kind."""
@@ -50,7 +52,9 @@ KINDS: dict[str, tuple[str, ...]] = {
 UNNAMED = {"reasoner": "reason", "fail": "give-up", "jump_if": "jump"}
 """What steps without an id are called, where it is not their kind."""
 
-STEPS = frozenset({"reasoner", "tools", "for_each", "wait", "signal", "approval"})
+STEPS = frozenset({
+    "reasoner", "tools", "for_each", "wait", "signal", "approval", "delegate", "chain", "parallel",
+})  # fmt: skip
 BOOLEAN = frozenset({"&&", "||", "==", "!=", "<", "<=", ">", ">=", "in"})
 LITERALS = frozenset({"text", "int", "uint", "float", "bytes", "list", "map"})
 _seconds: TypeAdapter[float] = TypeAdapter(Seconds)
@@ -77,6 +81,7 @@ class Known:
     tools: Collection[str] | None = None
     reasoners: Collection[str] | None = None
     callbacks: Collection[str] | None = None
+    chains: Mapping[str, YamlText] | None = None
 
 
 @dataclass(slots=True)
@@ -129,9 +134,10 @@ def load(paths: Iterable[str | FilePath]) -> dict[str, YamlText]:
 
 
 class _Reader:
-    def __init__(self, text: YamlText, known: Known) -> None:
-        self.text, self.known = text, known
+    def __init__(self, text: YamlText, known: Known, within: tuple[str, ...] = ()) -> None:
+        self.text, self.known, self._within = text, known, within
         self.problems: list[Problem] = []
+        self._chains: dict[str, BehaviorPlan] = {}
         self._taken: dict[str, Path] = {}
         self._named: list[tuple[Path, str]] = []
 
@@ -152,7 +158,7 @@ class _Reader:
         nodes = self._nodes(read)
         if self.problems or not nodes:
             return None
-        plan = BehaviorPlan(chain=str(name), nodes=tuple(nodes), policy=policy)
+        plan = BehaviorPlan(chain=str(name), nodes=tuple(nodes), policy=policy, chains=self._chains)
         self._ways(plan, {one.id: one for one in read})
         return plan
 
@@ -163,7 +169,8 @@ class _Reader:
             if not isinstance(one, dict):
                 self.wrong(place, "a step is not an object", one, f"one of {', '.join(KINDS)}")
                 continue
-            kinds = [key for key in KINDS if key in one]
+            named = [key for key in KINDS if key in one]
+            kinds = [key for key in named if not any(key in KINDS[other] for other in named)]  # the rest are options
             if "jump_if" in kinds and "then" not in one:
                 self.wrong(place, "jump_if does not say where to", one, "then: the id of a step")
             if len(kinds) != 1:
@@ -363,6 +370,89 @@ class _Reader:
             return self.wrong((*path, "reason"), "reason is neither required nor optional", raw["reason"])
         more["reason_required"] = raw.get("reason") == "required"
         return plans.Approval(**fields, kind="approval", ask=raw["approval"], **more)
+
+    def _delegate(self, step: _Step, fields: dict[str, Any], _before: list[_Step]) -> Any:
+        raw, path = step.raw, step.path
+        listed = raw["delegate"] if isinstance(raw["delegate"], list) else [raw["delegate"]]
+        errands = []
+        for number, one in enumerate(listed):
+            place = (*path, "delegate", number) if isinstance(raw["delegate"], list) else (*path, "delegate")
+            said = {"to": one} if isinstance(one, str) else one
+            if not isinstance(said, dict) or "to" not in said:
+                return self.wrong(
+                    place, "an errand does not say for whom", one, "the name of an agent, or {to, intent, payload, as}"
+                )
+            self._keys(place, said, ("to", "intent", "payload", "permissions", "as"), "an errand")
+            said = _given(raw, "intent", "payload", "permissions") | said
+            if self._name(place, said["to"], "an agent", None):
+                return None
+            self._template(place, said.get("payload"))
+            label = str(said.get("as") or said["to"])
+            permissions = said.get("permissions")
+            errands.append(plans.Errand(
+                label=label, agent=said["to"], intent=said.get("intent"), payload=said.get("payload"),
+                permissions=None if permissions is None else tuple(permissions),
+            ))  # fmt: skip
+        if twice := [one.label for n, one in enumerate(errands) if one.label in {two.label for two in errands[:n]}]:
+            return self.wrong(
+                (*path, "delegate"), "two errands would go by one name", twice[0], "a different 'as' for each"
+            )
+        return plans.Delegate(**fields, kind="delegate", errands=tuple(errands), **_given(raw, "require", "wait"))
+
+    def _chain(self, step: _Step, fields: dict[str, Any], _before: list[_Step]) -> Any:
+        raw, path = step.raw, (*step.path, "chain")
+        name = raw["chain"]
+        if self._name(path, name, "a chain", self.known.chains) or not self._adopt(path, name):
+            return None
+        self._template(path, raw.get("payload"))
+        errand = plans.Errand(label=name, chain=name, payload=raw.get("payload"))
+        return plans.Delegate(**fields, kind="delegate", errands=(errand,))
+
+    def _adopt(self, path: Path, name: str) -> bool:
+        """Whether the chain of this name, and all that it names, can be read."""
+        if name in self._within or name == self.text.data.get("chain"):
+            self.wrong(path, "a chain holds itself", name, "delegate to the agent for a recursion")
+            return False
+        if name not in self._chains and self.known.chains is not None:
+            reader = _Reader(self.known.chains[name], self.known, (*self._within, str(self.text.data.get("chain"))))
+            made = reader.read()
+            self.problems += reader.problems
+            if made is None or reader.problems:
+                return False
+            self._chains[name] = made
+        if name not in self._chains:
+            self.wrong(path, "a chain of this name is not known here", name)
+            return False
+        return True
+
+    def _parallel(self, step: _Step, fields: dict[str, Any], _before: list[_Step]) -> Any:
+        raw, path = step.raw, (*step.path, "parallel")
+        branches = raw["parallel"]
+        if not isinstance(branches, dict) or not branches:
+            return self.wrong(path, "there are no branches", branches, "parallel: {name: [steps], name: [steps]}")
+        errands = []
+        for name, steps in branches.items():
+            marks = {
+                key[len(path) + 1 :]: mark
+                for key, mark in self.text.marks.items()
+                if key[: len(path) + 1] == (*path, name)
+            }
+            text = YamlText(
+                {"chain": name, "steps": steps}, self.text.source,
+                {("steps", *key): mark for key, mark in marks.items()} | {("chain",): marks.get((), (1, 1))},
+            )  # fmt: skip
+            reader = _Reader(text, self.known, (*self._within, str(self.text.data.get("chain"))))
+            made = reader.read()
+            self.problems += reader.problems
+            if made is None or reader.problems:
+                continue
+            key = f"{step.id}-{name}"
+            self._chains[key] = made
+            errands.append(plans.Errand(label=name, chain=key, payload=raw.get("payload")))
+        self._template((*step.path, "payload"), raw.get("payload"))
+        if len(errands) < len(branches):
+            return None
+        return plans.Delegate(**fields, kind="delegate", errands=tuple(errands), **_given(raw, "require"))
 
     def _finish(self, step: _Step, fields: dict[str, Any], _before: list[_Step]) -> Place:
         self._template((*step.path, "finish"), step.raw["finish"])

@@ -8,19 +8,23 @@ from __future__ import annotations
 
 from dataclasses import replace
 from typing import Any
+from uuid import UUID
 
 import structlog
 
 from agentmesh.errors import BadPayload, MeshError
 from agentmesh.execution import plan as plans
 from agentmesh.execution.advance import (
+    Again,
     CallTools,
     Decision,
     Fact,
     Fail,
     Finish,
+    Handle,
     Rest,
     Route,
+    Send,
     State,
     Visit,
     advance,
@@ -29,13 +33,14 @@ from agentmesh.execution.callbacks import effects_of
 from agentmesh.execution.draft import Draft, LiveCall, Position
 from agentmesh.execution.failures import failure_of
 from agentmesh.execution.plan import BehaviorPlan
-from agentmesh.execution.router import Dispatch
+from agentmesh.execution.router import Dispatch, idempotency_key
 from agentmesh.execution.views import HostedAgent, Parts, Views
 from agentmesh.infrastructure import jsontext
 from agentmesh.infrastructure.faults import point
 from agentmesh.records import Failure, Json, Policy, PolicyPatch, Ring, new_id
+from agentmesh.state import children
 from agentmesh.state.calls import CONTINUATION, call_ring, step_ring
-from agentmesh.state.changes import End, NewAttempt, NewStep, NewTrace
+from agentmesh.state.changes import End, NewAttempt, NewCall, NewStep, NewTrace
 from agentmesh.state.traces import Held, Landed
 
 log = structlog.get_logger("agentmesh.executor")
@@ -78,7 +83,7 @@ class Mover:
 
     def go(self, at: Position, draft: Draft, decision: Decision, *, failure: Failure | None = None) -> Position | None:
         """Do what was decided. `failure`: the step at hand has failed with it."""
-        if isinstance(decision, Visit | CallTools | Rest | Finish | Fail):
+        if not isinstance(decision, Again | Handle):
             try:
                 self._pass(at, draft, decision.route)
             except MeshError as exc:
@@ -86,19 +91,31 @@ class Mover:
         match decision:
             case Visit():
                 return self._visit(at, draft, decision, failure)
-            case CallTools():
-                try:
-                    step, dispatch = self.resolved(at, decision)
-                except MeshError as exc:
-                    return self.end(at, draft, Fail(failure_of(exc, code=exc.code)), failure=failure)
-                return self.call(at, draft, decision, step, dispatch, failure=failure)
             case Rest():
                 return self._rest(at, draft, decision, failure)
+            case CallTools() | Send():
+                return self._work(at, draft, decision, failure)
             case _:
                 return self.end(at, draft, decision, failure=failure)
 
+    def _work(self, at: Position, draft: Draft, decision: CallTools | Send, failure: Failure | None) -> Position | None:
+        """Open a step of tools or errands; the trace fails where they are refused."""
+        try:
+            if isinstance(decision, CallTools):
+                step, dispatch = self.resolved(at, decision)
+            else:
+                step = self._errands(at, draft, decision)
+        except MeshError as exc:
+            return self.end(at, draft, Fail(failure_of(exc, code=exc.code)), failure=failure)
+        if isinstance(decision, CallTools):
+            return self.call(at, draft, decision, step, dispatch, failure=failure)
+        return self._send(at, draft, step, failure)
+
     def _pass(self, at: Position, draft: Draft, route: Route) -> None:
         """Note what was passed on the way. Raises BadPayload for variables that are too large."""
+        for name, label, payload in route.sent:
+            errand = next(one for one in self.plan(at.held).node(name).errands if one.label == label)
+            _sent(draft, self._child(at, errand, payload))
         for start, target in route.jumps:
             draft.event("EXEC_JUMP", node=start, to=target)
         if route.vars is None and route.turns is None:
@@ -164,19 +181,66 @@ class Mover:
     ) -> Landed | None:
         """Land the end of the step at hand with the opening of this one."""
         _ends(draft, failure)
-        draft.new_steps.append(step)
+        draft.new_steps.append(step)  # its groups, if it has any, stand before it
         if step.iteration > at.iteration:
             draft.event("EXEC_LOOP", step.id, node=step.node, iteration=step.iteration)
-        return draft.land(self._parts.db, keep=keep)
+        landed = draft.land(self._parts.db, keep=keep)
+        if landed is not None:
+            self._parts.ring([_first_ring(child) for child in draft.children])
+        return landed
+
+    # --- child traces
+
+    def _errands(self, at: Position, draft: Draft, decision: Send) -> NewStep:
+        """The step that waits for the errands, its calls and their traces. Raises what the router of intents refuses."""
+        node = self.plan(at.held).node(decision.node)
+        slots = len(node.errands)
+        need = {"all": slots, "each": slots, "any": 1}.get(str(node.require), node.require)
+        step = NewStep(
+            new_id(), decision.node, "delegate", "waiting", decision.iteration, at.held.steps + 1, at.step_id,
+            require=str(node.require), need=int(need), slots=slots, pending=slots, waits_for="children",
+            callbacks=effects_of(self.policy(at.held, at.base, decision.node)),
+            action={"strategy": "serial" if slots == 1 else "parallel"},
+        )  # fmt: skip
+        for slot, (errand, (_, payload)) in enumerate(zip(node.errands, decision.errands, strict=True)):
+            call_id = new_id()
+            child = replace(self._child(at, errand, payload), parent_call_id=call_id)
+            _sent(draft, child, step.id)
+            draft.new_calls.append(NewCall(
+                id=call_id, step_id=step.id, slot=slot, idx=0, slot_size=1,
+                slot_mode="each" if node.require == "each" else "all", tool=child.agent, label=errand.label, args={}, needs=(),
+                effect="repeatable", inline=False, status="running", queue=child.queue, task=f"agent.{child.agent}",
+                priority=child.priority, idem_key=idempotency_key(at.held.id, step.node, step.iteration, slot, 0), timeout_s=0,
+                max_attempts=1, backoff_s=0, backoff_cap_s=0, kind="child", child_trace_id=child.id,
+            ))  # fmt: skip
+        return step
+
+    def _child(self, at: Position, errand: plans.Errand, payload: Json) -> NewTrace:
+        """The trace that does an errand: of another agent, or of the same one along a chain of its plan."""
+        held = at.held
+        given = held.payload if payload is None and errand.chain else payload
+        depth, chain_depth = self._parts.depths
+        return self._parts.child(
+            held, to=errand.agent or held.agent, intent=errand.intent or held.intent,
+            payload=self._views.whole(at, given) or {}, permissions=errand.permissions,
+            plan_hash=self.plan(held).chains[errand.chain].hash if errand.chain else None,
+            depth_limit=chain_depth if errand.chain else depth,
+        )  # fmt: skip
+
+    def _send(self, at: Position, draft: Draft, step: NewStep, failure: Failure | None) -> Position | None:
+        landed = self._opened(at, draft, step, failure, keep=False)
+        point("callback.after_commit")
+        return at.lost() if landed is None else at.left("waiting")
 
     # --- tools
 
     def resolved(self, at: Position, decision: CallTools) -> tuple[NewStep, Dispatch]:
         """The step and the calls of an action. Raises what the tool router refuses."""
         action, node = decision.action, self.plan(at.held).node(decision.node)
+        each = isinstance(node, plans.ForEach)
         step = NewStep(
             new_id(), decision.node, "tools", "waiting", decision.iteration, at.held.steps + 1, at.step_id,
-            action={"strategy": action.strategy} | ({"for_each": True} if isinstance(node, plans.ForEach) else {}),
+            action={"strategy": action.strategy} | ({"for_each": True, "limit": node.limit} if each else {}),
         )  # fmt: skip
         found = self._parts.router.resolve(
             action, held=at.held, step=step, allowed=self._agent.spec.tools, limit=decision.limit,
@@ -238,8 +302,16 @@ class Mover:
             return at.lost()
         name = "EXEC_DONE" if draft.end.status == "done" else "EXEC_FAIL"
         log.info(name, trace_id=str(at.held.id), agent=at.held.agent)
-        self._parts.ring([_first_ring(child) for child in draft.children])
+        rings = [_first_ring(child) for child in draft.children]
+        if at.held.parent_call_id is not None:
+            rings += children.pay(self._parts.db, at.held.id)
+        self._parts.ring(rings)
         return at.left(draft.end.status)
+
+
+def _sent(draft: Draft, child: NewTrace, step_id: UUID | None = None) -> None:
+    draft.children.append(child)
+    draft.event("EXEC_DELEGATE", step_id, to=child.agent, intent=child.intent, trace=str(child.id))
 
 
 def _ends(draft: Draft, failure: Failure | None) -> None:

@@ -231,6 +231,12 @@ class BehaviorPlan(Record):
         texts = {text for one in self.nodes for text in texts_of(one)}
         return frozenset(name for text in texts for name in names_of(text))
 
+    def all(self) -> Iterator[BehaviorPlan]:
+        """This plan, and those that its child traces follow, all the way down."""
+        yield self
+        for one in self.chains.values():
+            yield from one.all()
+
     def body(self) -> Json:
         return _lean(self.model_dump(mode="json", exclude_none=True))
 

@@ -56,6 +56,8 @@ class Parts:
     chord: Callable[[Sequence[Ring], Ring], None]
     delegate: Callable[[Held, Verdict], NewTrace]
     plan: Callable[[str, str], BehaviorPlan]
+    child: Callable[..., NewTrace]
+    depths: tuple[int, int]
     moment: Callable[[dict[str, Json]], str]
     pool: ThreadPoolExecutor
     redact: Callable[[Json], Json] = field(default=lambda value: value)
@@ -101,17 +103,17 @@ class Views:
     def result(self, at: Position) -> StepResult:
         """The result of the step that a callback is to handle."""
         if at.kind == "reason":
-            return answered(at, Action.model_validate_json(json.dumps(self._whole(at, at.action))))
+            return answered(at, Action.model_validate_json(json.dumps(self.whole(at, at.action))))
         if at.kind in {"wait", "signal", "approval"}:
             kept = at.kept or {}
             why: tuple[dict[str, Json], ...] = (kept["error"],) if kept.get("error") else ()
-            value, ok = self._whole(at, kept.get("value")), bool(kept.get("ok"))
+            value, ok = self.whole(at, kept.get("value")), bool(kept.get("ok"))
             return StepResult(at.step_id, at.node, ok=ok, answered=False, value=value, failures=why)
         value, ok, failures = at.tools_result()
         if at.results_by_label:
-            expanded: Json = {label: self._whole(at, one) for label, one in value.items()}
+            expanded: Json = {label: self.whole(at, one) for label, one in value.items()}
         else:
-            expanded = self._whole(at, value)
+            expanded = self.whole(at, value)
         return StepResult(at.step_id, at.node, ok=ok, answered=False, value=expanded, failures=failures)
 
     def kept(self, at: Position, action: Action) -> dict[str, Json]:
@@ -143,7 +145,7 @@ class Views:
     def aside(self, at: Position, value: Json, what: str) -> Json:
         return self._parts.blobs.shrink(at.held.tenant_id, value, what=what)
 
-    def _whole(self, at: Position, value: Json) -> Json:
+    def whole(self, at: Position, value: Json) -> Json:
         return self._parts.blobs.expand(at.held.tenant_id, value)
 
 

@@ -119,6 +119,7 @@ class LimitsSection(Section):
     fan_out: Annotated[int, Field(ge=1, le=10_000)] = 10_000
     no_worker_after: Seconds = 86_400.0
     delegation_depth: Annotated[int, Field(ge=1, le=64)] = 16
+    chain_depth: Annotated[int, Field(ge=1, le=1000)] = 256
     steps: Annotated[int, Field(ge=1, le=10_000)] = 10_000
 
 

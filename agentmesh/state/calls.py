@@ -65,8 +65,8 @@ WITH c AS (
         coalesce(%(after)s::float8, least(backoff_cap_s, backoff_s * 2 ^ failures) * %(jitter)s)) END,
     rung_at = CASE WHEN %(outcome)s IN ('lost', 'released') THEN mesh.mesh_now() END,
     ended_at = CASE WHEN %(outcome)s = 'won' THEN mesh.mesh_now() END
-   WHERE id = %(call)s AND tenant_id = %(tenant)s AND epoch = %(epoch)s AND worker_id = %(worker)s AND status = 'running'
-     AND (NOT %(overdue)s OR deadline < mesh.mesh_asof())
+   WHERE id = %(call)s AND tenant_id = %(tenant)s AND epoch = %(epoch)s AND status = 'running'
+     AND worker_id IS NOT DISTINCT FROM %(worker)s::uuid AND (NOT %(overdue)s OR deadline < mesh.mesh_asof())
   RETURNING *, status <> 'ready' AND (CASE slot_mode WHEN 'first' THEN status = 'done' ELSE status = 'failed' END
     OR idx = slot_size - 1 OR effect = 'once' AND %(outcome)s IN ('lost', 'timeout')) AS closes),
  h AS (SELECT f.id FROM c, LATERAL (SELECT f.id FROM mesh.calls f WHERE f.step_id = c.step_id AND f.tenant_id = c.tenant_id
@@ -186,14 +186,14 @@ def claiming(call_id: UUID, epoch: int, task: str, holder: Holder, attempt_id: U
 
 
 def settle(
-    tx: Tx, call: Row, *, worker_id: UUID, outcome: Outcome, result: Json = None, failure: Failure | None = None,
+    tx: Tx, call: Row, *, worker_id: UUID | None, outcome: Outcome, result: Json = None, failure: Failure | None = None,
     overdue: bool = False,
 ) -> Settled | None:  # fmt: skip
     """Record how the running call ended and count its slot down; None when (worker_id, epoch) is no longer its holder.
 
     `released` and `lost` make it ready again, but for a `once` call (E_OUTCOME_UNKNOWN) and one that was lost too often
     while it ran alone, which is parked (E_POISON); `failed` and `timeout` retry while attempts are left and the failure
-    is not permanent. `overdue` also asks that its deadline has passed.
+    is not permanent. A child trace's call is nobody's (None). `overdue` also asks that its deadline has passed.
     """
     row = tx.one(
         SETTLE_LOST if outcome == "lost" else SETTLE,

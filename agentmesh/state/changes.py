@@ -170,6 +170,8 @@ class NewTrace:
     parent_id: UUID | None = None
     root_id: UUID | None = None
     depth: int = 0
+    parent_call_id: UUID | None = None
+    plan_hash: str | None = None
     idem_key: str | None = None
     digest: str | None = None
 

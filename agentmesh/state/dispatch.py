@@ -23,19 +23,24 @@ from agentmesh.state.changes import NewTrace, plain
 
 FIELDS = """x(id uuid, envelope_id uuid, tenant_id text, context_id text, agent text, intent text, from_id text,
   queue text, permissions text[], payload jsonb, kid text, jws text, policy jsonb, priority smallint, locale text,
-  delay_s float8, parent_id uuid, root_id uuid, depth int, idem_key text, digest text, body jsonb)"""
+  delay_s float8, parent_id uuid, root_id uuid, depth int, idem_key text, digest text, parent_call_id uuid,
+  plan_hash text, body jsonb)"""
 
 TRACE_COLUMNS = """(id, tenant_id, context_id, agent, intent, from_id, queue, permissions, payload, policy, priority,
-  locale, wake_at, rung_at, status, seq, parent_id, root_id, depth)"""
+  locale, wake_at, rung_at, status, seq, parent_id, root_id, depth, plan_hash, parent_call_id)"""
 
 TRACE_VALUES = """x.context_id, x.agent, x.intent, x.from_id, x.queue, x.permissions, x.payload, coalesce(x.policy, '{}'),
   x.priority, x.locale, mesh.mesh_now() + make_interval(secs => x.delay_s),
   CASE WHEN x.delay_s IS NULL THEN mesh.mesh_now() END, 'queued', 1"""
 
+# What a paused trace sends waits for its resume.
+CHILD_VALUES = TRACE_VALUES.replace("'queued'", "CASE WHEN t.paused_at IS NULL THEN 'queued' ELSE 'held' END")
+
 ACCEPT = f"""
 WITH x AS MATERIALIZED (SELECT * FROM jsonb_to_recordset(CAST(%(rows)s AS jsonb)) AS {FIELDS}),
  t AS (INSERT INTO mesh.traces {TRACE_COLUMNS}
-   SELECT x.id, x.tenant_id, {TRACE_VALUES}, x.parent_id, coalesce(x.root_id, x.id), x.depth FROM x),
+   SELECT x.id, x.tenant_id, {TRACE_VALUES}, x.parent_id, coalesce(x.root_id, x.id), x.depth, x.plan_hash,
+     x.parent_call_id FROM x),
  v AS (INSERT INTO mesh.envelopes (id, tenant_id, trace_id, kid, jws, idem_key)
    SELECT x.envelope_id, x.tenant_id, x.id, x.kid, x.jws, x.idem_key FROM x),
  e AS (INSERT INTO mesh.events (trace_id, seq, tenant_id, name, body)
@@ -45,7 +50,7 @@ SELECT count(*) AS accepted FROM x
 
 INSERT_CHILDREN = f"""
  k AS (INSERT INTO mesh.traces {TRACE_COLUMNS}
-   SELECT x.id, t.tenant_id, {TRACE_VALUES}, t.id, t.root_id, t.depth + 1
+   SELECT x.id, t.tenant_id, {CHILD_VALUES}, t.id, t.root_id, t.depth + 1, x.plan_hash, x.parent_call_id
    FROM t, jsonb_to_recordset(%(children)s::jsonb) AS {FIELDS}),
  kv AS (INSERT INTO mesh.envelopes (id, tenant_id, trace_id, kid, jws)
    SELECT x.envelope_id, t.tenant_id, x.id, x.kid, x.jws

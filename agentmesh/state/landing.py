@@ -86,7 +86,7 @@ PARTS = {
      backoff_s, backoff_cap_s, limited, kind, child_trace_id, n,
      worker_id, child, deadline, rung_at)
    SELECT x.id, t.tenant_id, t.id, x.step_id, x.group_id, x.slot, x.idx, x.slot_size, x.slot_mode, x.tool, x.label, x.args,
-     x.needs, x.effect, x.inline, CASE WHEN t.paused_at IS NOT NULL THEN 'held' ELSE x.status END,
+     x.needs, x.effect, x.inline, CASE WHEN t.paused_at IS NOT NULL AND x.kind = 'tool' THEN 'held' ELSE x.status END,
      x.queue, x.task, x.priority, x.idem_key, x.timeout_s, x.max_attempts, x.max_losses, x.backoff_s,
      x.backoff_cap_s, x.limited, x.kind, x.child_trace_id,
      (x.status = 'running' AND t.worker_id IS NOT NULL)::int,

@@ -42,6 +42,7 @@ SELECT * FROM t
 LOCK_HELD = """
 SELECT c.id FROM mesh.calls c JOIN mesh.steps s ON s.id = c.step_id AND s.tenant_id = c.tenant_id
  WHERE c.trace_id = %(trace)s AND c.tenant_id = %(tenant)s AND c.status = 'held' AND c.idx = 0
+   AND (NOT c.limited OR c.slot < (s.action->>'limit')::int)
    AND s.kind = 'tools' AND s.phase = 'run' AND s.status = 'ready' ORDER BY c.id FOR NO KEY UPDATE OF c
 """
 
@@ -78,7 +79,7 @@ SELECT id FROM mesh.calls WHERE trace_id = %(trace)s AND tenant_id = %(tenant)s 
 
 DROP_CALLS = """
 UPDATE mesh.calls SET status = 'cancelled', ended_at = mesh.mesh_now(), worker_id = NULL, child = NULL, claim_id = NULL,
-  deadline = NULL, wake_at = NULL, epoch = epoch + 1
+  deadline = NULL, wake_at = NULL, epoch = epoch + 1, cancel_owed = kind = 'child'
  WHERE trace_id = %(trace)s AND tenant_id = %(tenant)s AND status IN ('held', 'ready', 'running')
 """
 

@@ -49,6 +49,7 @@ class Held:
     plan_hash: str
     depth: int
     root_id: UUID
+    parent_call_id: UUID | None
     steps: int
     epoch: int
     holder: Holder
@@ -78,7 +79,7 @@ class Landed:
 
 
 COLUMNS = """id, tenant_id, context_id, agent, intent, from_id, locale, queue, priority, permissions, payload, policy, state,
-  plan_hash, depth, root_id, steps, epoch"""
+  plan_hash, depth, root_id, parent_call_id, steps, epoch"""
 
 CLAIM = f"""
 WITH t AS (
@@ -149,7 +150,7 @@ SELECT t.id, t.status, t.epoch, s.id AS step_id, s.epoch AS step_epoch FROM mesh
 # Whatever a dropped call still returns is stale; its worker may also die and never say so.
 DROP_CALLS = """
 WITH c AS (UPDATE mesh.calls SET status = 'cancelled', ended_at = mesh.mesh_now(), worker_id = NULL, claim_id = NULL,
-  deadline = NULL, wake_at = NULL,
+  deadline = NULL, wake_at = NULL, cancel_owed = kind = 'child',
   epoch = epoch + 1
  WHERE step_id = %(step)s AND tenant_id = %(tenant)s AND status IN ('held', 'ready', 'running') RETURNING id, n)
 UPDATE mesh.attempts a SET outcome = 'stale', ended_at = mesh.mesh_now() FROM c
@@ -163,7 +164,7 @@ UPDATE mesh.steps SET status = 'done', ended_at = mesh.mesh_now()
 
 # Told already: it ended inline, in a round whose commit told it, before the step went on with its other calls as leaves.
 READ_CALLS = """
-SELECT id, slot, idx, slot_size, group_id, tool, label, status, n, losses, timeouts, result, error,
+SELECT id, slot, idx, slot_size, group_id, kind, child_trace_id, tool, label, status, n, losses, timeouts, result, error,
   inline AND epoch = 1 AND EXISTS (SELECT 1 FROM mesh.events e WHERE e.trace_id = %(trace)s AND e.call_id = c.id) AS told
  FROM mesh.calls c WHERE step_id = %(step)s AND tenant_id = %(tenant)s ORDER BY slot, idx
 """
@@ -238,7 +239,7 @@ def take(  # noqa: PLR0913 - all that guards it
             raise psycopg.Rollback
         if opened:
             tx.count(DROP_CALLS, at)
-        calls = tuple(tx.all(READ_CALLS, at)) if step["kind"] == "tools" else ()
+        calls = tuple(tx.all(READ_CALLS, at)) if step["slots"] else ()
         if any(one["group_id"] for one in calls):
             tx.count(CLOSE_GROUPS, at)  # no leaf is at them: it would hold the lock of an open call, and we hold those
         events = _call_events(step, calls) if step["was"] == "joined" else []
@@ -284,6 +285,9 @@ def _call_events(step: Row, calls: tuple[Row, ...]) -> list[dict[str, Json]]:
 
     for call in calls:
         if call["told"]:
+            continue
+        if call["kind"] == "child":
+            add("EXEC_DELEGATE", call, trace=str(call["child_trace_id"]), status=call["status"])
             continue
         if call["losses"]:
             add("EXEC_RESCUE", call, lost=call["losses"])

@@ -25,4 +25,6 @@ CREATE INDEX signals_unread ON mesh.signals (trace_id, name, id) WHERE step_id I
 ALTER TABLE mesh.workers ADD COLUMN stuck INTEGER DEFAULT 0 NOT NULL;
 
 CREATE INDEX steps_wake ON mesh.steps (wake_at) WHERE status = 'waiting' AND wake_at IS NOT NULL;
+CREATE INDEX calls_owed ON mesh.calls (id) WHERE cancel_owed;
+CREATE INDEX traces_held ON mesh.traces (id) WHERE status = 'held';
 CREATE INDEX calls_next ON mesh.calls (step_id, slot) WHERE status = 'held' AND idx = 0 AND limited;

@@ -2,10 +2,12 @@
 
 import pytest
 
+from agentmesh import define_agent
 from agentmesh.errors import AlreadyDecided
 from agentmesh.execution.tools import register_tool
 from agentmesh.records import Backoff
-from agentmesh.state import signals
+from agentmesh.state import children as between
+from agentmesh.state import signals, steering
 
 
 @pytest.fixture
@@ -245,3 +247,116 @@ def test_a_nodes_policy_stands_over_the_agents_and_under_the_intents(run, make_l
         lab.drain()
         [call] = lab.calls(trace)
         assert call["max_attempts"] == attempts
+
+
+# --- child traces
+
+
+@pytest.fixture
+def pair(make_lab, shop):
+    """pair(*steps, helper=…) -> (lab, trace): a boss with this chain, and agents `helper` and `other` to send."""
+
+    def go(*steps, payload=None, helper=None, policy=None):
+        answers = {"helper": helper or (lambda session: {"answer": dict(session.payload)}),
+                   "other": lambda _session: {"answer": "other"}}  # fmt: skip
+        agents = [
+            define_agent(name, reasoner=one, tools=["add", "boom"], grants=["*"]) for name, one in answers.items()
+        ]
+        lab = make_lab(*agents, chain={"chain": "c", "steps": list(steps)})
+        trace = lab.mesh.router.dispatch("work", "tester", "puppet", "c-1", payload or {}, policy=policy)
+        lab.drain()
+        return lab, trace
+
+    return go
+
+
+def children(lab, trace):
+    return lab.rows("SELECT * FROM mesh.traces WHERE parent_id = %(id)s ORDER BY id", id=trace.id)
+
+
+def test_a_delegated_errand_is_waited_for_and_its_result_goes_on(pair):
+    lab, trace = pair({"delegate": "helper", "intent": "work", "payload": {"n": {"=": "payload.n + 1"}}},
+                      {"finish": {"=": "result.n * 10"}}, payload={"n": 1})  # fmt: skip
+    assert result(trace) == 20
+    [child] = children(lab, trace)
+    assert (child["agent"], child["status"], child["parent_owed"]) == ("helper", "done", False)
+
+
+def test_an_errand_that_is_not_waited_for_lets_the_chain_go_on(pair):
+    lab, trace = pair({"delegate": "helper", "wait": False}, {"finish": "on my way"})
+    assert (result(trace), nodes(lab, trace)) == ("on my way", ["start"])
+    assert [one["status"] for one in children(lab, trace)] == ["done"]
+
+
+def test_several_errands_give_their_results_by_name(pair):
+    _, trace = pair({"delegate": ["other", {"to": "helper", "payload": {"n": 2}}]})
+    assert result(trace) == {"other": "other", "helper": {"n": 2}}
+
+
+def failing(_session):
+    raise ValueError("no")
+
+
+def test_a_child_that_fails_fails_the_step_with_its_error(pair):
+    lab, trace = pair({"delegate": "helper", "on_fail": "sorry"}, {"finish": "fine"}, {"finish": "sorry", "id": "sorry"},
+                      helper=failing, policy=None)  # fmt: skip
+    lab.shift(1000)
+    lab.rows("UPDATE mesh.steps SET wake_at = NULL WHERE status = 'ready'")
+    for _ in range(3):
+        for row in lab.rows("SELECT id, epoch, queue, agent, trace_id FROM mesh.steps WHERE status = 'ready'"):
+            from agentmesh.records import Ring
+
+            lab.bells.ring(
+                [Ring("step", row["id"], row["epoch"], row["queue"], f"agent.{row['agent']}", row["trace_id"])]
+            )
+            lab.rows("UPDATE mesh.steps SET wake_at = NULL WHERE status = 'ready'")
+            lab.drain()
+    assert result(trace) == "sorry"
+    assert lab.steps(trace)[1]["error"]["code"] == "E_REASONER"
+
+
+def test_with_any_the_first_result_goes_on_and_the_other_child_is_cancelled(pair):
+    asked = {"delegate": ["other", {"to": "helper", "intent": "work"}], "require": "any"}
+    lab, trace = pair(asked, {"finish": {"=": "result"}}, helper=lambda _session: {"tools": ["add"]})
+    owed = between.unwanted(lab.mesh.db, batch=10)
+    for call in owed:
+        between.drop(lab.mesh.db, call)
+    assert result(trace) == {"other": "other"}
+    assert {one["agent"]: one["status"] for one in children(lab, trace)}["other"] == "done"
+    assert between.unwanted(lab.mesh.db, batch=10) == []
+
+
+def test_branches_run_as_children_along_their_own_steps(pair):
+    branches = {"left": [{"tools": [{"tool": "add", "args": {"n": {"=": "payload.n"}}}]}],
+                "right": [{"wait": "1h"}, {"finish": {"=": "payload.n * 100"}}]}  # fmt: skip
+    lab, trace = pair({"parallel": branches}, payload={"n": 4})
+    assert trace.status() == "running"
+    lab.shift(3601)
+    lab.bells.ring(signals.wake(lab.mesh.db, signals.due(lab.mesh.db, batch=1)[0]))
+    lab.drain()
+    assert result(trace) == {"left": 5, "right": 400}
+
+
+def test_a_parent_that_was_not_told_is_told_by_the_rescuer(pair, monkeypatch):
+    monkeypatch.setattr(between, "pay", lambda *_: ())
+    lab, trace = pair({"delegate": "helper", "payload": {"n": 1}}, {"finish": {"=": "result.n"}})
+    monkeypatch.undo()
+    assert trace.status() == "running"
+    [owed] = between.owed(lab.mesh.db, batch=10)
+    lab.bells.ring(between.pay(lab.mesh.db, owed["id"]))
+    lab.drain()
+    assert (result(trace), between.pay(lab.mesh.db, owed["id"])) == (1, ())
+
+
+def test_cancelling_a_parent_cancels_the_children_it_waits_for(pair):
+    lab, trace = pair({"parallel": {"slow": [{"wait": "1d"}], "other": [{"signal": "never"}]}})
+    steering.cancel(lab.mesh.db, tenant="default", trace_id=trace.id, by="ann")
+    for call in between.unwanted(lab.mesh.db, batch=10):
+        between.drop(lab.mesh.db, call)
+    assert [one["status"] for one in children(lab, trace)] == ["cancelled", "cancelled"]
+
+
+def test_a_child_has_no_more_permissions_than_its_errand_and_its_parent(pair):
+    lab, trace = pair({"delegate": "helper", "permissions": []})
+    [child] = children(lab, trace)
+    assert child["permissions"] == []
