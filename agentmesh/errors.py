@@ -290,6 +290,13 @@ class UnknownKey(MeshError):
     next = "agentmesh keys list"
 
 
+class NoDecision(MeshError):
+    code = "E_DECISION_UNKNOWN"
+    exit_code = 3
+    expected = "a trace in which a reasoner has decided"
+    next = "agentmesh trace show"
+
+
 class Ambiguous(MeshError):
     code = "E_AMBIGUOUS"
     exit_code = 2

@@ -147,12 +147,14 @@ class Difference:
 
 
 def decide(reasoner: Reasoner, session: Session) -> Decision:
-    """What the reasoner decides at this point; what it raises of ours is a decision too."""
+    """What the reasoner decides at this point; that it fails is a decision too."""
     own = replace(session, notes=[])
     try:
         action = parse_action(ask(reasoner, own))
     except MeshError as exc:
         return Decision(None, exc.parts(), own.taken_notes())
+    except Exception as exc:  # noqa: BLE001 - whatever a reasoner raises is its answer here
+        return Decision(None, {"code": ReasonerFailed.code, "what": f"{type(exc).__name__}: {exc}"}, own.taken_notes())
     return Decision(action, None, own.taken_notes())
 
 

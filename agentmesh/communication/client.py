@@ -38,9 +38,10 @@ from agentmesh.infrastructure import jsontext
 from agentmesh.infrastructure.database import Database, Row
 from agentmesh.infrastructure.faults import point
 from agentmesh.records import Intent, Json, Ring, Verdict, expand_grants, new_id
-from agentmesh.state import dispatch
+from agentmesh.state import dispatch, rewards
 from agentmesh.state.blobs import BlobStore, is_reference
 from agentmesh.state.changes import NewTrace
+from agentmesh.state.rewards import Rewarded
 from agentmesh.state.traces import Held
 
 ENDED = frozenset({"done", "failed", "cancelled"})
@@ -92,6 +93,15 @@ class Trace:
             if status in ENDED:
                 return
             await asyncio.sleep(0.1)
+
+    def feedback(self, reward: float, *, step: int | None = None, key: str | None = None, **about: Json) -> Rewarded:
+        """Bind `reward` to the decision that led to step number `step` (None: to the last one); under one `key`, once.
+
+        Raises Mistake or NoDecision.
+        """
+        return rewards.reward(
+            self.db, reward, tenant_id=self.tenant_id, trace_id=self.id, step=step, about=about, key=key
+        )
 
     def _ended(self, row: Row) -> Json:
         if row["status"] == "done":
