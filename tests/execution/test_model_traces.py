@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 import psycopg
 import pytest
 
-from agentmesh.behavior.agents import define_agent
+from agentmesh.behavior.agents import define_agent, load_agent_file
 from agentmesh.behavior.llm import LLMReasoner
 from agentmesh.execution.tools import ToolRegistry, register_tool
 from tests.model_server import ModelServer, Step, answers, calls, model_server, says
@@ -139,3 +141,55 @@ def test_s54_the_key_is_nowhere_in_what_is_recorded(bank: Bank, serve: Any) -> N
     rows = {table: str(bank.rows(f"SELECT t::text FROM mesh.{table} t")) for table in tables}
     assert "shop" in rows["traces"]
     assert [table for table, text in rows.items() if KEY in text] == []
+
+
+# --- in chains
+
+CHAIN = """
+agent: clerk
+chain: orders
+tools: [look]
+grants: ["db:read"]
+reasoners:
+  plan: {llm: {prompt: You plan., prompts: {again: You plan once more.}}}
+"""
+STEPS = {"chain": "orders", "steps": [
+    {"reasoner": "plan", "on_fail": "person"},
+    {"reasoner": "plan", "id": "again", "on_fail": "person"},
+    {"finish": {"=": "result"}},
+    {"finish": "a person has to look", "id": "person"},
+]}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("script", "result"),
+    [([says("first"), says("second")], "second"), ([says("first"), says("")], "a person has to look")],
+)
+def test_a_node_of_a_chain_asks_a_model_and_goes_where_it_says_when_that_fails(
+    make_mesh: Any, bank: Bank, serve: Any, tmp_path: Path, script: list[Step], result: str
+) -> None:
+    (tmp_path / "orders.yaml").write_text(json.dumps(STEPS))
+    (tmp_path / "clerk.yaml").write_text(CHAIN)
+    server = serve(*script)
+    spec = load_agent_file(tmp_path / "clerk.yaml")
+    mesh, bells = make_mesh(
+        spec, llm__base_url=server.url, llm__model="small", agents__chains=str(tmp_path / "orders.yaml")
+    )
+    trace = mesh.router.dispatch("check", "shop", "clerk", "c-1", {"order": 7})
+    bells.drain(mesh)
+    assert trace.result(0) == result
+    told = [one.messages[0]["content"].splitlines()[0] for one in server.asked]
+    assert told[:2] == ["You plan.", "You plan once more."]
+
+
+def test_s57_a_secret_of_a_payload_is_not_recorded_with_the_prompt(make_mesh: Any, serve: Any, bank: Bank) -> None:
+    server = serve(says("fine"))
+    mind = LLMReasoner(prompt="P\n---\n{{ payload }} {{ payload.note }}", model="small", base_url=server.url)
+    mesh, bells = make_mesh(define_agent("clerk", reasoner=mind))
+    payload = {"password": "hunter2-canary", "deep": [{"api_key": "canary-key-1"}], "note": "Bearer canary-token-123"}
+    trace = mesh.router.dispatch("check", "shop", "clerk", "c-1", payload)
+    bells.drain(mesh)
+    (body,) = [one["body"] for one in mesh.trace_writer.get(trace.id) if one["name"] == "REASONER_PROMPT"]
+    assert "canary" in server.asked[0].messages[1]["content"]
+    assert "canary" not in str(body)
+    assert "***" in body["prompt"]
