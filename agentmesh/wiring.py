@@ -304,7 +304,7 @@ class Mesh:
             _load_plugin(listed)
         files = yamlfiles.listed([self._root / one for one in self.settings.tools.paths], BadToolFile)
         if files:
-            from agentmesh.execution.adapters import load_tools  # noqa: PLC0415 - an HTTP client, 0.2 s
+            from agentmesh.execution.toolfiles import load_tools  # noqa: PLC0415 - an HTTP client, 0.2 s
 
             for tool in load_tools(files, secret):
                 self.tools.register(tool)

@@ -16,24 +16,21 @@ from __future__ import annotations
 import base64
 import ipaddress
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Protocol, Self
 from urllib.parse import quote, urlencode
 
 import httpx
 from pydantic import AfterValidator, Field, StringConstraints, model_validator
 
-from agentmesh.errors import BadArguments, BadTool, BadToolFile, MeshError, Permanent, Retry
-from agentmesh.execution.schemas import Declared
-from agentmesh.execution.tools import Tool, ToolContext, make_tool
-from agentmesh.infrastructure import jsontext, outbound, yamlfiles
+from agentmesh.errors import BadArguments, Permanent, Retry
+from agentmesh.execution.tools import ToolContext
+from agentmesh.infrastructure import jsontext, outbound
 from agentmesh.infrastructure.outbound import Network, Reach
 from agentmesh.infrastructure.secrets import Secrets
-from agentmesh.infrastructure.settings import Bytes, Seconds
-from agentmesh.infrastructure.yamltext import YamlText
-from agentmesh.records import Backoff, Effect, Json, Name, Record
+from agentmesh.infrastructure.settings import Bytes
+from agentmesh.records import Effect, Json, Name, Record
 
 URL = re.compile(
     r"(?P<scheme>https?)://(?P<host>[A-Za-z0-9.{}_-]+|\[[0-9A-Fa-f:.]+\])(?::(?P<port>\d{1,5}))?"
@@ -44,6 +41,7 @@ LABEL = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?\Z")
 SAFE = frozenset({"GET", "PUT", "DELETE"})
 AGAIN = frozenset({408, 425, 429, 500, 502, 503, 504})
 MAX_SAID = 300
+JSON = {"content-type": "application/json"}
 
 
 def _network(text: str) -> str:
@@ -94,37 +92,36 @@ class Http(Endpoint):
     method: Literal["GET", "POST", "PUT", "PATCH", "DELETE"] = "GET"
 
 
-class ToolFile(Record):
-    """A tool as a file declares it: what `register_tool` takes, its schemas, and one adapter."""
+class Rpc(Endpoint):
+    """One JSON-RPC 2.0 call; the arguments are its params."""
 
-    tool: Name
-    description: Annotated[str, StringConstraints(max_length=500)] = ""
-    needs: tuple[str, ...] = ()
-    timeout: Seconds = 60.0
-    attempts: Annotated[int, Field(ge=1, le=100)] | None = None
-    effect: Effect | None = None
-    inline: bool = False
-    queue: Name = "tools"
-    version: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.+-]{0,63}$")] = "1"
-    backoff: Backoff = Backoff()
-    arguments: dict[Name, dict[str, Json]] = Field(default_factory=dict)
-    """A JSON Schema for each; one with a default may be left out."""
-    result: dict[str, Json] = Field(default_factory=dict)
-    http: Http | None = None
+    method: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.:/-]{1,128}$")]
 
-    def arguments_schema(self) -> dict[str, Json]:
-        required = [name for name, one in self.arguments.items() if "default" not in one]
-        properties = dict(self.arguments)
-        return {"type": "object", "properties": properties, "required": required, "additionalProperties": False}
+
+class Declaration(Protocol):
+    """What an adapter must know of the tool it runs for."""
+
+    @property
+    def tool(self) -> str: ...
+    @property
+    def seconds(self) -> float: ...
+    @property
+    def effect(self) -> Effect | None: ...
+    @property
+    def arguments(self) -> Mapping[str, dict[str, Json]]: ...
 
 
 @dataclass(frozen=True)
 class DataAdapter:
-    """What runs for a declared tool. Two of one declaration are the same tool."""
+    """What runs for a declared tool: `spec` is its part of the file. Two of one declaration are the same tool.
+
+    A subclass may have many(ctx, inputs), for a call that is `for` many inputs.
+    """
 
     kind: ClassVar[str]
 
-    declared: ToolFile
+    declared: Declaration
+    spec: Any
     secrets: Secrets = field(repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -134,46 +131,26 @@ class DataAdapter:
         raise NotImplementedError
 
     @property
-    def effect(self) -> Effect:
-        return self.declared.effect or "repeatable"
+    def tx(self) -> bool:
+        return False
 
 
-class HttpAdapter(DataAdapter):
-    kind = "http"
+class EndpointAdapter(DataAdapter):
+    """An adapter that asks over HTTP."""
+
+    spec: Endpoint
 
     def __post_init__(self) -> None:
-        http = self._http
-        self._url = UrlTemplate(http.url, self.declared.arguments, http.hosts)
-        if http.method not in SAFE and self.declared.effect is None:
-            raise ValueError(f"a {http.method} says what doing it again means: effect: repeatable, keyed or once")
+        self._url = UrlTemplate(self.spec.url, self.declared.arguments, self.spec.hosts)
 
-    @property
-    def _http(self) -> Http:
-        if self.declared.http is None:
-            raise ValueError("http: is missing")
-        return self.declared.http
-
-    def __call__(self, ctx: ToolContext, **args: Json) -> Json:
-        http = self._http
-        rest = {name: value for name, value in args.items() if name not in self._url.holes and value is not None}
-        headers: dict[str, str] = {}
-        if self.declared.effect == "keyed":
-            headers["idempotency-key"] = ctx.idempotency_key
-        if http.method in {"GET", "DELETE"}:
-            response = self.ask(http, http.method, self._url.filled(args, rest), headers)
-        else:
-            body = jsontext.dumps(rest, what="a request").encode()
-            headers["content-type"] = "application/json"
-            response = self.ask(http, http.method, self._url.filled(args, {}), headers, body)
-        return _said(response)
-
-    def ask(self, at: Endpoint, method: str, url: str, headers: dict[str, str], body: bytes = b"") -> httpx.Response:
+    def ask(self, method: str, url: str, headers: Mapping[str, str], body: bytes = b"") -> httpx.Response:
         """A successful answer. Raises Permanent where asking again cannot help, else Retry."""
-        auth = at.auth.headers(self.secrets) if at.auth else {}
-        reach = self._url.reach(at.private)
+        spec = self.spec
+        auth = spec.auth.headers(self.secrets) if spec.auth else {}
+        reach, seconds = self._url.reach(spec.private), self.declared.seconds
         try:
-            with outbound.client(reach, within_s=self.declared.timeout, most_bytes=at.answer) as client:
-                response = client.request(method, url, headers={**at.headers, **headers, **auth}, content=body)
+            with outbound.client(reach, within_s=seconds, most_bytes=spec.answer) as client:
+                response = client.request(method, url, headers={**spec.headers, **headers, **auth}, content=body)
         except httpx.InvalidURL as exc:
             raise Permanent(f"this is no URL: {exc}") from exc
         except httpx.HTTPError as exc:
@@ -184,6 +161,75 @@ class HttpAdapter(DataAdapter):
         if response.status_code in AGAIN:
             raise Retry(said, after=outbound.retry_after_s(response))
         raise Permanent(said)
+
+    def _must_say_effect(self, what: str) -> None:
+        if self.declared.effect is None:
+            raise ValueError(f"{what} says what doing it again means: effect: repeatable, keyed or once")
+
+
+class HttpAdapter(EndpointAdapter):
+    kind = "http"
+    spec: Http
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.spec.method not in SAFE:
+            self._must_say_effect(f"a {self.spec.method}")
+
+    def __call__(self, ctx: ToolContext, **args: Json) -> Json:
+        method = self.spec.method
+        rest = {name: value for name, value in args.items() if name not in self._url.holes and value is not None}
+        headers: dict[str, str] = {}
+        if self.declared.effect == "keyed":
+            headers["idempotency-key"] = ctx.idempotency_key
+        if method in {"GET", "DELETE"}:
+            return _said(self.ask(method, self._url.filled(args, rest), headers))
+        body = jsontext.dumps(rest, what="a request").encode()
+        return _said(self.ask(method, self._url.filled(args, {}), headers | JSON, body))
+
+
+class RpcAdapter(EndpointAdapter):
+    """JSON-RPC 2.0; a call for many inputs is one batch."""
+
+    kind = "rpc"
+    spec: Rpc
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._must_say_effect("a JSON-RPC method")
+        if self._url.holes:
+            raise ValueError("url: of JSON-RPC it has no holes, the arguments are params")
+
+    def __call__(self, ctx: ToolContext, **args: Json) -> Json:
+        return self._result(self._exchange(self._request(ctx.idempotency_key, args)), ctx.idempotency_key)
+
+    def many(self, ctx: ToolContext, inputs: Sequence[Mapping[str, Json]]) -> list[Json]:
+        if not inputs:
+            return []
+        keys = [f"{ctx.idempotency_key}.{n}" for n in range(len(inputs))]
+        said = self._exchange([self._request(key, one) for key, one in zip(keys, inputs, strict=True)])
+        if not isinstance(said, list):  # a batch that is refused as a whole
+            return [self._result(said, keys[0])]
+        by_key = {one.get("id"): one for one in said if isinstance(one, dict)}
+        return [self._result(by_key.get(key), key) for key in keys]
+
+    def _request(self, key: str, params: Mapping[str, Json]) -> dict[str, Json]:
+        return {"jsonrpc": "2.0", "id": key, "method": self.spec.method, "params": params}
+
+    def _exchange(self, said: Json) -> Json:
+        body = jsontext.dumps(said, what="a request").encode()
+        return jsontext.loads(self.ask("POST", self._url.filled({}, {}), JSON, body).content, what="an answer")
+
+    def _result(self, said: Json, key: str) -> Json:
+        """Raises Permanent for an error of the method or of ours, Retry for one of the server."""
+        if not isinstance(said, dict) or ("error" not in said and (said.get("id") != key or "result" not in said)):
+            raise Retry(f"{self._url.host} answered what is no JSON-RPC")
+        error = said.get("error")
+        if error is None:
+            return said["result"]
+        code = error.get("code") if isinstance(error, dict) else None
+        text = f"{self.spec.method} failed: {jsontext.dumps(error, what='an error')[:MAX_SAID]}"
+        raise (Retry if code == -32603 or (isinstance(code, int) and -32099 <= code <= -32000) else Permanent)(text)
 
 
 class UrlTemplate:
@@ -226,36 +272,6 @@ class UrlTemplate:
         netloc = HOLE.sub(lambda found: _label(_text(args[found[1]])), self._netloc)
         query = "&".join(filter(None, [HOLE.sub(put, self._query or ""), urlencode(_flat(rest), doseq=True)]))
         return f"{self._scheme}://{netloc}{path}" + (f"?{query}" if query else "")
-
-
-KINDS: dict[str, type[DataAdapter]] = {one.kind: one for one in (HttpAdapter,)}
-
-
-def load_tools(paths: Iterable[str | Path], secrets: Secrets) -> list[Tool]:
-    """The tools of these files, and of the *.yaml files in these directories. Raises BadToolFile with file:line."""
-    return [_made(yamlfiles.read(path, BadToolFile), secrets) for path in yamlfiles.listed(paths, BadToolFile)]
-
-
-def _made(text: YamlText, secrets: Secrets) -> Tool:
-    declared = yamlfiles.record(ToolFile, text, BadToolFile)
-    kinds = [name for name in KINDS if getattr(declared, name) is not None]
-    if len(kinds) != 1:
-        raise BadToolFile(f"{text.where()}: {declared.tool} needs one adapter", value=", ".join(kinds) or None,
-                          expected=f"one of {', '.join(KINDS)}")  # fmt: skip
-    try:
-        adapter = KINDS[kinds[0]](declared, secrets)
-        return make_tool(
-            declared.tool, adapter, needs=declared.needs, timeout_s=declared.timeout, attempts=declared.attempts,
-            effect=adapter.effect, inline=declared.inline, group=declared.queue, version=declared.version,
-            backoff=declared.backoff, description=declared.description,
-            arguments=Declared(declared.arguments_schema(), what=f"{declared.tool}: arguments"),
-            returns=Declared(declared.result, what=f"{declared.tool}: result"),
-        )  # fmt: skip
-    except ValueError as exc:
-        raise BadToolFile(f"{text.where(kinds[0])}: {exc}", value=declared.tool) from exc
-    except MeshError as exc:
-        where = "result" if isinstance(exc, BadTool) and "result" in exc.what else "tool"
-        raise BadToolFile(f"{text.where(where)}: {exc.what}", value=exc.value, expected=exc.expected) from exc
 
 
 def _said(response: httpx.Response) -> Json:

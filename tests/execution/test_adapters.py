@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 
+import psycopg
 import pytest
 
 from agentmesh.coordination.rescuer import _ring
 from agentmesh.errors import (
+    AnswerRefused,
     BadArguments,
     BadJson,
     BadResult,
@@ -21,8 +24,8 @@ from agentmesh.errors import (
     SecretMissing,
     TargetRefused,
 )
-from agentmesh.execution.adapters import load_tools
 from agentmesh.execution.invoke import context, invoke
+from agentmesh.execution.toolfiles import load_tools
 from agentmesh.execution.tools import Tool
 from agentmesh.infrastructure.secrets import secret
 from agentmesh.records import Json, new_id
@@ -203,6 +206,11 @@ def test_text_is_a_result_where_the_schema_allows_it(site: Site, tmp_path: Path)
     ("tool: x\nhttp: {url: 'https://a.example/', method: POST}", "2:7: a POST says what doing it again means"),
     ("tool: x\narguments: {n: {type: strin}}\nhttp: {url: 'https://a.example/'}", "arguments: this is no JSON Schema"),
     ("tool: x\nresult: {$ref: 'http://127.0.0.1/s'}\nhttp: {url: 'https://a.example/'}", "2:9.*no JSON Schema"),
+    ("tool: x\narguments: {for: {}}\nhttp: {url: 'https://a.example/'}", "another name"),
+    ("tool: x\nrpc: {url: 'https://a.example/', method: m}", "2:6: a JSON-RPC method says"),
+    ("tool: x\narguments: {n: {}}\nsql: {database: d, query: 'SELECT :m'}", "3:6: query: m, n: each argument is used"),
+    ("tool: x\nsql: {query: 'SELECT 1'}", "2:6: database: the name of a secret"),
+    ("tool: x\nsql: {database: d, query: 'DELETE FROM t', write: true}", "2:6: what writes says"),
     ("tool: x\nneeds: [Upper]\nhttp: {url: 'https://a.example/'}", "permission"),
     ("tool: x\nhttp: {url: 'https://a.example/', auth: {bearer: a, basic: b}}", "2:41: http.auth .*bearer, basic, or"),
 ])  # fmt: skip
@@ -226,3 +234,145 @@ def test_a_declared_tool_runs_in_a_trace_and_is_asked_again_under_its_key(
     assert trace.result(1) == {"name": "Ada"}
     assert lab.outcomes(trace) == ["failed", "won"]
     assert len({one.headers["idempotency-key"] for one in site.seen}) == 1
+
+
+# --- JSON-RPC
+
+
+RPC = """
+tool: add
+effect: keyed
+timeout: 5
+arguments: {{a: {{type: integer}}, b: {{type: integer, default: 1}}}}
+result: {{type: integer}}
+rpc: {{url: "{url}/rpc", method: math.add, private: ["127.0.0.1/32"]}}
+"""
+
+
+def sums(to: BaseHTTPRequestHandler, said: Any) -> None:
+    """Answers a request, or a batch of them in any order."""
+
+    def answer(one: Any) -> Json:
+        if one["params"]["a"] < 0:
+            return {"jsonrpc": "2.0", "id": one["id"], "error": {"code": one["params"]["a"], "message": "no"}}
+        return {"jsonrpc": "2.0", "id": one["id"], "result": sum(one["params"].values())}
+
+    made = [answer(one) for one in reversed(said)] if isinstance(said, list) else answer(said)
+    saying(json.dumps(made), kind="application/json")(to)
+
+
+@pytest.fixture
+def rpc(site: Site, tmp_path: Path) -> Tool:
+    site.answer = lambda to: sums(to, json.loads(site.seen[-1].body))
+    return tool(tmp_path, RPC.format(url=site.url))
+
+
+def test_a_json_rpc_method_takes_the_arguments_as_params(site: Site, rpc: Tool) -> None:
+    assert run(rpc, a=2) == 3
+    asked = {"jsonrpc": "2.0", "id": "key-1", "method": "math.add", "params": {"a": 2, "b": 1}}
+    assert (site.seen[0].path, json.loads(site.seen[0].body)) == ("/rpc", asked)
+
+
+def test_a_json_rpc_call_for_many_inputs_is_one_batch_in_order(site: Site, rpc: Tool) -> None:
+    assert run(rpc, **{"for": [{"a": 1}, {"a": 5, "b": 5}, {"a": 3}]}) == [2, 10, 4]
+    assert len(site.seen) == 1
+    with pytest.raises(Permanent):
+        run(rpc, **{"for": [{"a": 1}, {"a": -1}]})
+
+
+@pytest.mark.parametrize(("code", "raised"), [(-32601, Permanent), (-1, Permanent), (-32603, Retry), (-32001, Retry)])
+def test_an_error_of_the_server_is_asked_again_and_of_the_method_not(
+    rpc: Tool, code: int, raised: type[Exception]
+) -> None:
+    with pytest.raises(raised, match=str(code)):
+        run(rpc, a=code)
+
+
+def test_an_answer_to_another_question_is_none(site: Site, rpc: Tool) -> None:
+    site.answer = saying('{"jsonrpc": "2.0", "id": "other", "result": 3}', kind="application/json")
+    with pytest.raises(Retry, match="no JSON-RPC"):
+        run(rpc, a=2)
+
+
+# --- SQL
+
+
+@pytest.fixture
+def customers(own_database: str) -> str:
+    with psycopg.connect(own_database, autocommit=True) as connection:
+        connection.execute("CREATE TABLE customers (number int PRIMARY KEY, name text, tags text[], more jsonb)")
+        connection.execute("INSERT INTO customers VALUES (1, 'Ada', '{x,y}', '{\"k\": 1}'), (2, 'Bob', '{}', NULL)")
+    return own_database
+
+
+def query(tmp_path: Path, database: str, query: str, more: str = "", effect: str = "", **arguments: str) -> Tool:
+    declared = ", ".join(f"{name}: {{type: {kind}}}" for name, kind in arguments.items())
+    text = f"""
+tool: look
+{effect}
+timeout: 5
+arguments: {{{declared}}}
+sql: {{database: crm, query: "{query}", {more}}}
+"""
+    return tool(tmp_path, text, crm=database)
+
+
+@pytest.mark.parametrize(("rows", "result"), [
+    ("all", [{"number": 1, "name": "Ada"}]), ("one", {"number": 1, "name": "Ada"}), ("value", 1), ("count", 1),
+])  # fmt: skip
+def test_a_statement_answers_rows_a_row_a_value_or_a_count(
+    customers: str, tmp_path: Path, rows: str, result: Json
+) -> None:
+    made = query(
+        tmp_path, customers, "SELECT number, name FROM customers WHERE number = :n", f"rows: {rows}", n="integer"
+    )
+    assert run(made, n=1) == result
+
+
+def test_a_statement_runs_for_many_inputs_in_order(customers: str, tmp_path: Path) -> None:
+    made = query(tmp_path, customers, "SELECT name FROM customers WHERE number = :n", "rows: value", n="integer")
+    assert run(made, **{"for": [{"n": 2}, {"n": 9}, {"n": 1}]}) == ["Bob", None, "Ada"]
+
+
+def test_s33_a_value_is_bound_and_never_read_as_sql(customers: str, tmp_path: Path) -> None:
+    made = query(tmp_path, customers, "SELECT number FROM customers WHERE name = :name", name="string")
+    assert run(made, name="' OR '1'='1'; DROP TABLE customers --") == []
+    assert run(made, name="Ada") == [{"number": 1}]
+
+
+def test_what_is_not_to_write_cannot(customers: str, tmp_path: Path) -> None:
+    made = query(tmp_path, customers, "DELETE FROM customers WHERE number = :n", n="integer")
+    with pytest.raises(RuntimeError, match="read-only transaction"):
+        run(made, n=1)
+    writes = query(tmp_path, customers, "DELETE FROM customers WHERE number = :n", "write: true, rows: count",
+                   effect="effect: repeatable", n="integer")  # fmt: skip
+    assert run(writes, n=1) == 1
+    assert run(writes, n=1) == 0
+
+
+def test_a_statement_ends_at_its_limits_and_shows_no_password(customers: str, tmp_path: Path) -> None:
+    with pytest.raises(AnswerRefused, match="too many rows"):
+        run(query(tmp_path, customers, "SELECT number FROM customers", "limit: 1"))
+    slow = query(tmp_path, customers, "SELECT pg_sleep(10)").function
+    with pytest.raises(RuntimeError, match="statement timeout"):
+        replace(slow, declared=slow.declared.model_copy(update={"timeout": 0.2})).many(None, [{}])
+    with pytest.raises(RuntimeError) as refused:
+        run(query(tmp_path, "postgresql://me:canary@127.0.0.1:1/x", "SELECT 1"))
+    assert "canary" not in str(refused.value)
+
+
+def test_without_a_database_it_writes_in_the_transaction_of_its_result(tmp_path: Path, make_lab: Any) -> None:
+    (tmp_path / "config/tools").mkdir(parents=True)
+    (tmp_path / "config/tools/note.yaml").write_text("""
+tool: note
+arguments: {text: {type: string}}
+sql: {query: "INSERT INTO noted VALUES (:text)", write: true, rows: count}
+""")
+    lab = make_lab(tools=["note"])
+    lab.rows("CREATE TABLE IF NOT EXISTS noted (text text)")
+    trace = lab.start({"tools": [{"tool": "note", "args": {"text": "once"}}]})
+    lab.drain()
+    assert trace.result(1) == 1
+    assert [row["text"] for row in lab.rows("SELECT text FROM noted")] == ["once"]
+    assert lab.mesh.tools.get("note").tx
+    lab.rows("DROP TABLE noted")
