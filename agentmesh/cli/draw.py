@@ -66,7 +66,7 @@ def _child(child: Row) -> Node:
 def _step(step: Row, seen: Timeline) -> Node:
     times = f" #{step['iteration']}" if step["iteration"] > 1 else ""
     said = f" → {_short(step['output'])}" if step["output"] is not None and step["kind"] != "tools" else ""
-    made = Node(step["status"], f"{step['ordinal']} {step['node']}{times} · {span(step['seconds'])}{said}")
+    made = Node(step["status"], f"{step['ordinal']} {step['node']}{times} · {span(step['seconds'])}{_cost(step)}{said}")
     calls = [one for one in seen.calls if one["step_id"] == step["id"]]
     for call in calls:
         made.below.append(_call(call, [one for one in seen.attempts if one["call_id"] == call["id"]]))
@@ -76,6 +76,14 @@ def _step(step: Row, seen: Timeline) -> Node:
     if step["error"]:
         made.below.append(Node("failed", _error(step["error"])))
     return made
+
+
+def _cost(step: Row) -> str:
+    """Which model was asked, for how many tokens in and out, and for how much, as far as that is known."""
+    if step["model"] is None:
+        return ""
+    tokens = "" if step["input_tokens"] is None else f" · {step['input_tokens']} + {step['output_tokens'] or 0} tokens"
+    return f" · {step['model']}{tokens}" + ("" if step["cost_usd"] is None else f" · ${step['cost_usd']:.6g}")
 
 
 def _call(call: Row, attempts: Sequence[Row]) -> Node:

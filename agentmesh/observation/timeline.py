@@ -35,13 +35,30 @@ SELECT {_HEADER}, t.permissions, t.policy, t.payload, t.result, t.error, t.waits
  FROM mesh.traces t WHERE t.id = %(id)s AND t.tenant_id = %(tenant)s
 """  # noqa: S608 - our own columns
 
-STEPS = """
+# What models cost: of decisions that were taken, and of those that failed. Who notes an event may put anything into it.
+ASKED = """
+SELECT step_id, max(model) AS model, sum(input)::bigint AS input_tokens, sum(output)::bigint AS output_tokens,
+  sum(cost)::float8 AS cost_usd
+ FROM (SELECT step_id, said->>'model' AS model,
+    CASE jsonb_typeof(said->'input_tokens') WHEN 'number'
+     THEN least(greatest((said->>'input_tokens')::numeric, 0), 1e15) END AS input,
+    CASE jsonb_typeof(said->'output_tokens') WHEN 'number'
+     THEN least(greatest((said->>'output_tokens')::numeric, 0), 1e15) END AS output,
+    CASE jsonb_typeof(said->'cost_usd') WHEN 'number'
+     THEN least(greatest((said->>'cost_usd')::numeric, 0), 1e15) END AS cost
+   FROM (SELECT step_id, CASE name WHEN 'EXEC_ROLLBACK' THEN body->'error' ELSE body END AS said FROM mesh.events
+     WHERE trace_id = %(id)s AND tenant_id = %(tenant)s AND name IN ('REASONER_PROMPT', 'EXEC_ROLLBACK')) e
+   WHERE said ? 'model') m GROUP BY step_id
+"""
+
+STEPS = f"""
 SELECT id, ordinal, node, iteration, kind, phase, status, require, slots, pending, wins, failures, losses, action, output, error,
- created_at, started_at, ended_at, wake_at, waits_for,
+ created_at, started_at, ended_at, wake_at, waits_for, model, input_tokens, output_tokens, cost_usd,
  extract(epoch FROM coalesce(ended_at, mesh.mesh_asof())
    - CASE kind WHEN 'tools' THEN created_at ELSE coalesce(started_at, created_at) END)::float8 AS seconds
- FROM mesh.steps WHERE trace_id = %(id)s AND tenant_id = %(tenant)s AND kind <> 'group' ORDER BY ordinal
-"""
+ FROM mesh.steps LEFT JOIN ({ASKED}) asked ON step_id = id
+ WHERE trace_id = %(id)s AND tenant_id = %(tenant)s AND kind <> 'group' ORDER BY ordinal
+"""  # noqa: S608 - our own statement
 
 CALLS = """
 SELECT id, step_id, slot, idx, slot_mode, tool, label, args, effect, status, queue, epoch, n, failures, losses, max_losses,

@@ -6,6 +6,8 @@ import json
 from collections.abc import Callable
 from typing import Any
 
+from agentmesh.behavior.agents import define_agent
+
 Cli = Callable[..., Any]
 
 
@@ -59,6 +61,21 @@ def test_a_trace_is_drawn_with_its_steps_calls_attempts_and_errors(mesh_cli: Cli
     assert lines[0].startswith("✗ puppet · work · failed")
     assert any(line.startswith("    ✓ work") and "→ 1" in line for line in lines)
     assert any(line.startswith("    ✗ boom") and "E_TOOL" in line for line in lines)
+
+
+def test_a_step_that_asked_a_model_shows_what_it_cost(mesh_cli: Cli, make_mesh: Any) -> None:
+    def decide(session: Any) -> Any:
+        session.note("REASONER_PROMPT", {"model": "small", "input_tokens": 11, "output_tokens": 7, "cost_usd": 0.0005})
+        session.note("REASONER_PROMPT", {"model": "small", "input_tokens": 9, "output_tokens": "x", "cost_usd": 1e300})
+        session.note("REASONER_PROMPT", {"prompt": "no model was asked"})
+        return {"answer": 1}
+
+    mesh, bells = make_mesh(define_agent("asker", reasoner=decide))
+    trace = mesh.router.dispatch("ask", "shop", "asker", "c-1", {})
+    bells.drain(mesh)
+    assert " · small · 20 + 7 tokens · $1e+15 → " in mesh_cli("trace", "show", trace.id).out
+    (step,) = mesh_cli("trace", "show", trace.id, "--json").json["step_rows"]
+    assert (step["model"], step["input_tokens"], step["output_tokens"]) == ("small", 20, 7)
 
 
 def test_an_attempt_that_runs_is_drawn_with_its_worker_and_progress(mesh_cli: Cli, lab: Any) -> None:

@@ -14,6 +14,7 @@ import pytest
 from agentmesh.behavior.agents import define_agent, load_agent_file
 from agentmesh.behavior.llm import LLMReasoner
 from agentmesh.execution.tools import ToolRegistry, register_tool
+from agentmesh.observation import timeline
 from tests.model_server import ModelServer, Step, answers, calls, model_server, says
 
 KEY = "sk-canary-5f2a9c"
@@ -45,6 +46,7 @@ class Bank:
             policy={"trigger_next_action": True, **policy},
         )  # fmt: skip
         mesh, bells = self._make(spec)
+        self.mesh = mesh
         self.trace = mesh.router.dispatch("check", "shop", "clerk", "c-1", {"order": 7}, permissions=["db:read"])
         bells.drain(mesh)
         self.events = mesh.trace_writer.get(self.trace.id)
@@ -97,6 +99,8 @@ def test_s14_a_model_that_obeys_a_tool_result_gets_nothing_done(bank: Bank, serv
     assert bank.sent == []
     assert [one["error"]["code"] for one in bank.bodies("EXEC_ROLLBACK")] == ["E_FORBIDDEN"]
     assert bank.bodies("EXEC_ROLLBACK")[0]["error"]["questions"] == 2  # one repair round, and what both cost
+    failed = timeline.trace(bank.mesh.db, "default", bank.trace.id).steps[-1]
+    assert (failed["status"], failed["model"], failed["input_tokens"]) == ("failed", "small", 22)
     assert [one["tool"] for one in bank.rows("SELECT tool FROM mesh.calls")] == ["look"]
 
 
