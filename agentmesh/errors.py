@@ -652,3 +652,10 @@ class BadChoice(MeshError):
     exit_code = 2
     expected = "one of the options"
     next = "agentmesh approvals"
+
+
+class NotRewindable(MeshError):
+    code = "E_NOT_REWINDABLE"
+    exit_code = 4
+    expected = "a step of this trace at which it can begin anew"
+    next = "agentmesh trace show"

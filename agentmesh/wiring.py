@@ -36,6 +36,7 @@ from agentmesh.communication.tasks import register_tasks, task_names
 from agentmesh.coordination.alone import LoneProcesses, pipes, serve
 from agentmesh.coordination.container import AgentRuntime
 from agentmesh.coordination.controller import AgentController
+from agentmesh.coordination.forks import Forks
 from agentmesh.coordination.heartbeat import Heart, here
 from agentmesh.coordination.notes import Notes
 from agentmesh.coordination.people import People
@@ -275,6 +276,10 @@ class Mesh:
     @cached_property
     def people(self) -> People:
         return People(self.db, self.blobs, tenant=self.tenant, ring=self.doorbell.ring)
+
+    @cached_property
+    def forks(self) -> Forks:
+        return Forks(self.db, self.blobs, self.client, tenant=self.tenant, plan=self._pinned, ring=self.doorbell.ring)
 
     # --- working ----------------------------------------------------------------------------------------------------
 

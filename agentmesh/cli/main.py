@@ -60,6 +60,8 @@ for verb in (
     steer.resume,
     steer.cancel,
     steer.retry,
+    steer.rewind,
+    steer.fork,
     people.signal,
     decisions.feedback,
     people.approvals,

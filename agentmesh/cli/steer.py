@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import getpass
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -61,6 +61,66 @@ def retry(ctx: typer.Context, trace_id: TraceId, as_json: Json = False) -> None:
         return Steered(changed=True, status="running", paused=False, rings=tuple(rings))
 
     _steer(ctx, trace_id, "retried", as_json, again)
+
+
+def rewind(
+    ctx: typer.Context,
+    trace_id: TraceId,
+    to: Annotated[int, typer.Option("--to", min=1, help="The step to begin anew at, as trace show numbers them.")],
+    reason: Reason = "",
+    as_json: Json = False,
+) -> None:
+    """Go back to an earlier step; what came after stays readable, memory goes back with it."""
+    from agentmesh.observation import timeline
+    from agentmesh.state.rewind import rewind as back
+
+    with opened(ctx) as mesh:
+        found = timeline.resolve(mesh.db, mesh.tenant, trace_id)
+        done = back(mesh.db, tenant=mesh.tenant, trace_id=found, ordinal=to, by=getpass.getuser(), reason=reason)
+        mesh.doorbell.ring(done.rings)
+    if as_json:
+        document("rewound", id=found, node=done.node, restored=list(done.restored), parked=list(done.parked))
+        return
+    say(f"{found} begins anew at {done.node}")
+    for key in done.parked:
+        say(f"left as somebody else has written it since: {key}")
+
+
+def fork(
+    ctx: typer.Context,
+    trace_id: TraceId,
+    at: Annotated[int, typer.Option("--at", min=1, help="The step to begin at, as trace show numbers them.")],
+    changes: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=JSON", help="A key of the payload.")
+    ] = None,
+    plan: Annotated[str | None, typer.Option(help="The hash of another plan.")] = None,
+    as_json: Json = False,
+) -> None:
+    """A new trace from a step of this one, with changed input; prints its id."""
+    from agentmesh.observation import timeline
+
+    wanted = dict(_changed(one) for one in changes or [])
+    with opened(ctx) as mesh:
+        found = timeline.resolve(mesh.db, mesh.tenant, trace_id)
+        made = mesh.forks.fork(found, at, changes=wanted, plan_hash=plan, by=getpass.getuser())
+    if as_json:
+        document("fork", id=made.id, of=found, step=at)
+    else:
+        print(made.id)
+
+
+def _changed(text: str) -> tuple[str, Any]:
+    """KEY=JSON; what is no JSON is text."""
+    from agentmesh.errors import BadJson, Mistake
+    from agentmesh.infrastructure import jsontext
+
+    key, sign, value = text.partition("=")
+    if not sign or not key:
+        raise Mistake("--set does not say what to set", value=text, expected="KEY=JSON")
+    try:
+        return key, jsontext.loads(value, what="--set")
+    except BadJson:
+        return key, value
 
 
 def _steer(ctx: typer.Context, given: str, done: str, as_json: bool, order: Callable[[Mesh, UUID], Steered]) -> None:

@@ -226,6 +226,14 @@ class DirectClient:
         accepted = self._accepted(made, tenant=held.tenant_id, grants=held.permissions)
         return replace(accepted, plan_hash=plan_hash)
 
+    def copy(self, of: Row, *, payload: Json, context_id: str) -> NewTrace:
+        """A trace that asks the same again, with this payload and in this context. Raises what `send` raises."""
+        made = Intent.model_validate({
+            "intent": of["intent"], "from_id": of["from_id"], "to_id": of["agent"], "context_id": context_id,
+            "payload": payload, "permissions": tuple(of["permissions"]), "priority": of["priority"],
+        })  # fmt: skip
+        return self._accepted(made, grants=of["permissions"])
+
     # --- one intent -----------------------------------------------------------------------------------------------
 
     def _accepted(

@@ -23,7 +23,9 @@ MAX_WAIT_S = 366 * 86_400
 
 @dataclass(frozen=True, slots=True)
 class Began:
-    """The trace was claimed, and its plan begins with no reasoner."""
+    """The trace begins, or begins anew, at this node (None: the first one)."""
+
+    at: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,8 +180,8 @@ Decision = CallTools | Handle | Visit | Rest | Send | Again | Finish | Fail
 def advance(plan: BehaviorPlan, state: State) -> Decision:
     """The one next decision for the step at hand; same facts in, same decision out."""
     match state.fact:
-        case Began():
-            return _Walk(plan, state).to(plan.first.id)
+        case Began(at=node):
+            return _Walk(plan, state).to(node or plan.first.id)
         case Decided(action=action):
             return _chosen(plan, state, action) if action.slots else Handle()
         case Joined(ok=ok, failure=failure):

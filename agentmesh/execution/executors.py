@@ -105,7 +105,7 @@ class Executor:
             case "start":
                 draft = Draft(at)
                 draft.ends(at.attempt_id, "won")
-                return self._mover.go(at, draft, self._mover.decide(at, Began()))
+                return self._mover.go(at, draft, self._mover.decide(at, Began((at.action or {}).get("to"))))
             case _:
                 return self._reason(at)
 

@@ -28,7 +28,7 @@ TARGETS = (NEXT, END, FAIL)
 """Where a step may go besides to a node by its id."""
 
 START = "start"
-"""The node of the step that a plan begins with when its first node is no reasoner."""
+"""The node of the step that a trace begins with when its first node is no reasoner, and begins anew with."""
 
 Otherwise = Literal["next", "finish", "trigger"]
 """Where a step goes when no callback ruled; trigger: on when its policy says `trigger_next_action`, else finish."""

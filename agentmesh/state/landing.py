@@ -28,7 +28,7 @@ WITH t AS (
    WHERE id = %(trace)s AND tenant_id = %(tenant)s AND worker_id = %(worker)s AND epoch = %(epoch)s
      AND status = 'running' AND commit_id IS DISTINCT FROM %(commit)s
   RETURNING id, tenant_id, context_id, root_id, depth, agent, queue, priority, seq - %(n_events)s AS base, epoch, worker_id,
-    child, paused_at)"""
+    child, paused_at, state)"""
 
 # trace_id and step_id are there for the planner: with ids that come out of JSON alone, a plan made while the table was
 # small reads all of it for ever after.
@@ -52,10 +52,11 @@ PARTS = {
    WHERE st.id = x.id AND st.trace_id = %(trace)s AND st.tenant_id = t.tenant_id)""",
     "new_steps": """ns AS (INSERT INTO mesh.steps (id, tenant_id, trace_id, after_step_id, ordinal, node, iteration, kind,
      phase, status, require, need, slots, pending, queue, agent, priority, callbacks, action, group_of, waits_for,
-     started_at, deadline, rung_at, wake_at, mem_seq)
+     state, started_at, deadline, rung_at, wake_at, mem_seq)
    SELECT x.id, t.tenant_id, t.id, x.after_step_id, x.ordinal, x.node, x.iteration, x.kind, x.phase,
      CASE WHEN x.kind <> 'group' AND x.waits_for IS NULL AND t.paused_at IS NOT NULL THEN 'ready' ELSE x.status END,
      x.require, x.need, x.slots, x.pending, t.queue, t.agent, t.priority, x.callbacks, x.action, x.group_of, x.waits_for,
+     nullif(t.state, '{}'),
      CASE WHEN x.status <> 'ready' AND t.worker_id IS NOT NULL THEN mesh.mesh_now() END,
      CASE WHEN x.status = 'running' AND t.worker_id IS NOT NULL
        THEN mesh.mesh_now() + make_interval(secs => x.timeout_s) END,

@@ -72,12 +72,13 @@ class MemoryEntry:
     trusted: bool
 
 
-def write(tx: Tx, tenant_id: str, context_id: str, trace_id: UUID | None, writes: Sequence[MemoryWrite]) -> None:
-    """Add the next version of each entry, under the context's lock."""
+def write(tx: Tx, tenant_id: str, context_id: str, trace_id: UUID | None, writes: Sequence[MemoryWrite]) -> int:
+    """Add the next version of each entry, under the context's lock; the context's `mem_seq` after it."""
     made = rows(trace_id, writes)
     row = tx.one(LOCK, {"tenant": tenant_id, "context": context_id, "n": len(made)})
-    seq = row["mem_seq"] if row else None
+    seq: int = row["mem_seq"] if row else 0
     tx.count(WRITE, {"tenant": tenant_id, "context": context_id, "trace": trace_id, "seq": seq, "rows": jsonb(made)})
+    return seq
 
 
 def rows(trace_id: UUID | None, writes: Sequence[MemoryWrite]) -> list[dict[str, Json]]:

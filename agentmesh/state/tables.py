@@ -187,6 +187,7 @@ steps = sa.Table(
     _json("action"),
     _json("output"),
     _json("error"),
+    _json("state"),
     sa.Column("mem_seq", sa.BigInteger),
     _time("created_at", now=True),
     _time("started_at"),

@@ -6,7 +6,7 @@ context. `claim` starts a queued trace, `take` goes on with one whose step is re
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
@@ -14,10 +14,10 @@ from uuid import UUID
 
 import psycopg
 
-from agentmesh.infrastructure.database import Database, Row, jsonb
+from agentmesh.infrastructure.database import Database, Row, Tx, jsonb
 from agentmesh.records import Json, new_id
 from agentmesh.state import deliveries, inbox, landing, memory
-from agentmesh.state.changes import Change, plain
+from agentmesh.state.changes import Change, MemoryWrite, NewStep, plain
 from agentmesh.state.dispatch import child_rows
 
 
@@ -325,7 +325,7 @@ def commit(db: Database, held: Held, change: Change) -> Landed | None:
         with db.begin() as tx:
             row = tx.one(sql, params)
             if row is not None:
-                memory.write(tx, held.tenant_id, held.context_id, held.id, long_term)
+                _remember(tx, held, long_term, change.new_steps)
                 if change.listens is not None:
                     step, name = change.listens
                     heard[0] = inbox.hear(tx, tenant=held.tenant_id, trace_id=held.id, step_id=step, name=name)
@@ -336,6 +336,17 @@ def commit(db: Database, held: Held, change: Change) -> Landed | None:
     except (psycopg.OperationalError, psycopg.InterfaceError, psycopg.errors.UniqueViolation):
         row = _settled(db, held, change, once)
     return None if row is None else Landed(row["kept"], row["epoch"], heard[0])
+
+
+def _remember(tx: Tx, held: Held, writes: list[MemoryWrite], opened: Sequence[NewStep]) -> None:
+    """Write long-term memory; the steps that are opened with it begin after it."""
+    if writes:
+        seq = memory.write(tx, held.tenant_id, held.context_id, held.id, writes)
+        if opened:
+            tx.count(
+                "UPDATE mesh.steps SET mem_seq = %(seq)s WHERE id = ANY(%(ids)s) AND tenant_id = %(tenant)s",
+                {"seq": seq, "ids": [one.id for one in opened], "tenant": held.tenant_id},
+            )
 
 
 def _settled(db: Database, held: Held, change: Change, again: Any) -> Row | None:
