@@ -33,6 +33,9 @@ MAX_PERMISSION_CHARS = 128
 Name = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_-]{0,63}$")]
 ContextId = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.:@+-]{0,127}$")]
 IntentName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z][A-Za-z0-9_.:-]{0,127}$")]
+Locale = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_-]{1,35}$")]
+Permission = Annotated[str, StringConstraints(pattern=rf"^{_PART}(?::{_PART})+$", max_length=MAX_PERMISSION_CHARS)]
+Permissions = Annotated[tuple[Permission, ...], Field(max_length=MAX_PERMISSIONS)]
 Effect = Literal["repeatable", "keyed", "once"]
 Strategy = Literal["serial", "parallel", "fallback", "mixed"]
 Require = Literal["all", "any", "each"] | Annotated[int, Field(ge=1, le=10_000)]
@@ -216,7 +219,7 @@ class Intent(Record):
     idempotency_key: Annotated[str, StringConstraints(pattern=r"^[\x21-\x7e]{1,255}$")] | None = None
     delay_s: Annotated[float, Field(gt=0, le=366 * 86_400)] | None = None
     priority: Annotated[int, Field(ge=0, le=9)] = 5
-    locale: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9-]{2,35}$")] | None = None
+    locale: Locale | None = None
 
 
 class Verdict(Record):

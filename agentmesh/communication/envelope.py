@@ -22,7 +22,7 @@ from pydantic import BeforeValidator, ConfigDict, Field, StringConstraints, Vali
 from agentmesh.communication.keys import PublicKey, SigningKey
 from agentmesh.errors import BadJson, BadPermission, BadPolicy, EnvelopeRefused, PayloadTooLarge
 from agentmesh.infrastructure import jsontext
-from agentmesh.records import ContextId, Json, Name, PolicyPatch, Record, check_permissions
+from agentmesh.records import ContextId, Json, Locale, Name, Permissions, PolicyPatch, Record, check_permissions
 
 ALGORITHM = "Ed25519"
 TYPE = "acp+jws"
@@ -85,9 +85,9 @@ class Context(_Part):
     """The session it belongs to, and what the sender allows. `permissions` None: all it may."""
 
     context_id: ContextId
-    locale: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_-]{1,35}$")] | None = None
+    locale: Locale | None = None
     auth_token: Annotated[str, Field(max_length=8192)] | None = Field(default=None, repr=False)
-    permissions: Annotated[tuple[str, ...] | None, BeforeValidator(_permissions)] = None
+    permissions: Annotated[Permissions | None, BeforeValidator(_permissions)] = None
 
 
 class Command(_Part):

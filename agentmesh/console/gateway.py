@@ -66,6 +66,7 @@ class ACPGateway:
     def __init__(self, parts: Parts) -> None:
         self.parts = parts
         self.api = _api(parts)
+        describe(self.api)  # which makes every route ready now, not at its first request
         section = parts.section
         host = section.address.rpartition(":")[0]
         own = (host, *LOOPBACK) if host in LOOPBACK else ()
@@ -111,13 +112,13 @@ def receive(
     evidence = None
     if media_of(request) == JOSE:
         if hints.key is not None:
-            raise BadRequest("a signed envelope brings its own key: its trace_id", value="Idempotency-Key")
+            raise BadRequest("a signed envelope brings its own key: its trace_id", status=409, value="Idempotency-Key")
         who, envelope, evidence = _signed(request, door, raw)
     else:
         who = authenticated(request, door, bearer)
         envelope = read_json(Envelope, raw, media_of(request))
     if envelope.meta.to != to_id:
-        raise BadRequest("the envelope is for another agent", value=envelope.meta.to, expected=to_id,
+        raise BadRequest("the envelope is for another agent", status=409, value=envelope.meta.to, expected=to_id,
                          faults=(("/meta/to", "not the agent of the path"),))  # fmt: skip
     intent = _intent(envelope, hints)
     client = door.client_of(who.tenant)

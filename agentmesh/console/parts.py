@@ -17,13 +17,14 @@ from typing import Annotated, Any, TypeVar
 from fastapi import Depends, Request
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from pydantic import BaseModel, ValidationError
+from starlette.requests import ClientDisconnect
 
 from agentmesh.communication.client import DirectClient
 from agentmesh.communication.keys import PublicKeys
 from agentmesh.console import problems
 from agentmesh.console.auth import Authenticator, Principal
 from agentmesh.console.rates import Proxies, Rates, Streams
-from agentmesh.errors import BadRequest, Forbidden, Unauthenticated
+from agentmesh.errors import BadRequest, Forbidden, Unauthenticated, UnknownPage
 from agentmesh.infrastructure import jsontext
 from agentmesh.infrastructure.database import Database
 from agentmesh.infrastructure.settings import GatewaySection
@@ -117,10 +118,12 @@ Measurer = Annotated[Principal, Depends(_needs(MEASURE))]
 
 
 async def body_of(request: Request) -> bytes:
-    """The whole body. Raises PayloadTooLarge, or BadRequest when it does not come in time."""
+    """The whole body. Raises PayloadTooLarge, or BadRequest when it does not come, or not in time."""
     try:
         async with asyncio.timeout(BODY_S):
             return await request.body()
+    except ClientDisconnect:
+        raise BadRequest("the body ended early", status=400, expected="a whole body") from None
     except TimeoutError:
         raise BadRequest("the body did not come in time", status=408, value=f"{BODY_S:g} s",
                          expected="a body without pauses") from None  # fmt: skip
@@ -139,9 +142,22 @@ def read_json(model: type[B], raw: bytes, media: str) -> B:
         raise BadRequest("the body is of another type", status=415, value=media or "none", expected="application/json")
     said = jsontext.loads(raw, what="the body")
     try:
-        return model.model_validate(said, by_alias=True, by_name=False)
+        return model.model_validate(_whole(said), by_alias=True, by_name=False)
     except ValidationError as exc:
         raise problems.invalid(exc) from None
+
+
+def _whole(value: Json) -> Json:
+    """JSON does not tell 5.0 from 5, and neither do its schemas. Payloads stay as they came."""
+    match value:
+        case dict():
+            return {name: one if name == "payload" else _whole(one) for name, one in value.items()}
+        case list():
+            return [_whole(one) for one in value]
+        case float() if value.is_integer():
+            return int(value)
+        case _:
+            return value
 
 
 def takes(*content: tuple[str, dict[str, Any]], required: bool = True) -> dict[str, Any]:
@@ -159,11 +175,11 @@ def write_cursor(door: Parts, who: Principal, about: str, at: Json) -> str:
 
 
 def read_cursor(door: Parts, who: Principal, about: str, cursor: str) -> Json:
-    """The place. Raises BadRequest for one that was not made for this list."""
+    """The place. Raises UnknownPage for a cursor that was not made for this list."""
     body, _, seal = cursor.partition(".")
     if not (cursor.isascii() and hmac.compare_digest(_seal(door, who, about, body.encode()), seal)):
-        raise BadRequest("this cursor is not for this list", value=cursor[:40], expected="the cursor of a `next` link",
-                         faults=(("/cursor", "not a cursor of this list"),))  # fmt: skip
+        raise UnknownPage("this cursor leads nowhere in this list", value=cursor[:40],
+                          expected="the cursor of a `next` link of the same list")  # fmt: skip
     return json.loads(base64.urlsafe_b64decode(body + "=" * (-len(body) % 4)))
 
 

@@ -10,7 +10,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, V
 
 from agentmesh.errors import BadJson, BadPermission
 from agentmesh.infrastructure import jsontext
-from agentmesh.records import ContextId, IntentName, Name, PolicyPatch, Record, check_permissions
+from agentmesh.records import ContextId, IntentName, Locale, Name, Permissions, PolicyPatch, Record, check_permissions
 
 T = TypeVar("T")
 Json = JsonValue
@@ -50,11 +50,11 @@ class NewIntent(Record):
     intent: IntentName
     context_id: ContextId
     payload: dict[str, Json] = Field(default={})
-    permissions: Annotated[tuple[str, ...] | None, BeforeValidator(_permissions)] = None
+    permissions: Annotated[Permissions | None, BeforeValidator(_permissions)] = None
     policy: Annotated[PolicyPatch | None, BeforeValidator(_policy)] = None
     delay: Annotated[float, Field(gt=0, le=366 * 86_400, description="Seconds before it may begin.")] | None = None
     priority: Annotated[int, Field(ge=0, le=9, description="9 first.")] = 5
-    locale: Annotated[str, Field(pattern=r"^[A-Za-z0-9-]{2,35}$")] | None = None
+    locale: Locale | None = None
 
 
 class Order(Record):

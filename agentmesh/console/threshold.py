@@ -6,6 +6,7 @@ Plain ASGI around the app, and a protocol for uvicorn that lets nobody keep a co
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Callable, MutableMapping, Sequence
 from typing import Any
 
@@ -19,6 +20,7 @@ from agentmesh.errors import BadRequest, MeshError, Overloaded, PayloadTooLarge
 
 log = structlog.get_logger("agentmesh.gateway")
 
+_PORT = re.compile(r":\d{1,5}\Z")
 HEADERS_S = 10.0
 """How long a client may take to send the headers of a request."""
 DRAIN_S = 30.0
@@ -53,8 +55,8 @@ class Threshold:
             await self._answered(scope, self._counted(receive), answer)
 
     def _refused(self, headers: Headers) -> MeshError | None:
-        host = headers.get("host", "").lower()
-        if self._hosts and host.rpartition(":")[0 if host.rpartition(":")[2].isdigit() else 2] not in self._hosts:
+        host = _PORT.sub("", headers.get("host", "").lower())
+        if self._hosts and host not in self._hosts:
             return BadRequest(
                 "this gateway has another name", status=421, value=host, expected="a name of gateway.hosts"
             )

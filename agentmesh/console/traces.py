@@ -46,13 +46,23 @@ router = APIRouter(prefix="/v1/traces", tags=["traces"], dependencies=[Depends(a
 
 Limit = Annotated[int, Query(ge=1, le=timeline.MAX_PAGE, description="How many at most.")]
 Cursor = Annotated[str | None, Query(max_length=500, description="Of a `next` link.")]
+FILTER = (
+    f"(status:({'|'.join(timeline.STATUSES)})|({'|'.join(one for one in timeline.FILTERS if one != 'status')}):[!-~]+)"
+)
+Filter = Annotated[
+    str | None,
+    Query(
+        max_length=500, description="As `status:failed agent:mailer`.",
+        json_schema_extra={"pattern": f"^({FILTER}( {FILTER})*)?$"},  # said here, and checked with a better answer
+    ),
+]  # fmt: skip
 Part = Literal["steps", "calls", "attempts", "memory"]
 
 
 @router.get("", response_model=CountedPage[TraceRow], summary="Traces, newest first")
 def list_traces(
     door: Door, who: Reader, cursor: Cursor = None, limit: Limit = 50,
-    filter: Annotated[str | None, Query(max_length=500, description="As `status:failed agent:mailer`.")] = None,  # noqa: A002
+    filter: Filter = None,  # noqa: A002 - the parameter's name
 ) -> dict[str, Any]:  # fmt: skip
     where = timeline.parse_filter(filter)
     about = f"traces {filter or ''}"

@@ -196,7 +196,7 @@ def count(db: Database, tenant: str, *, where: Mapping[str, str] | None = None, 
     """How many traces match; one more than `cap` where there are more."""
     conditions, given = _matching(tenant, where)
     rows = db.read(
-        f"SELECT count(*) AS n FROM (SELECT 1 FROM mesh.traces t WHERE {conditions} LIMIT %(cap)s) some",  # noqa: S608
+        f"SELECT count(*) AS n FROM (SELECT 1 FROM mesh.traces t WHERE {conditions} LIMIT %(cap)s) x",  # noqa: S608
         given | {"cap": cap + 1},
     )
     return int(rows[0]["n"])

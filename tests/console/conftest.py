@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 import pytest
+import structlog
 
 from agentmesh.behavior.agents import define_agent
 from agentmesh.execution.tools import ToolRegistry, register_tool
+from agentmesh.infrastructure.logging import configure
 from agentmesh.testing import Bells
 from agentmesh.wiring import Mesh
 from tests.conftest import do_as_told
@@ -20,6 +22,7 @@ def make_door(
 ) -> Iterator[Callable[..., Door]]:
     """make_door(**flags) -> Door. Tools: work (n + 1, needs data:read), boom (fails)."""
     made: list[Door] = []
+    configure(level="error", format="text")
 
     def make(**flags: object) -> Door:
         if not tools.list():
@@ -38,6 +41,7 @@ def make_door(
     yield make
     for door in made:
         door.stop()
+    structlog.reset_defaults()
 
 
 def _work(n: int = 0) -> int:

@@ -148,7 +148,7 @@ def test_s25_a_key_is_another_one_in_another_tenant_and_tells_no_payload(door: D
     [
         ("/v1/intents", intent(to="nobody"), 404, "E_AGENT_UNKNOWN"),
         ("/agent/nobody", envelope(to="nobody"), 404, "E_AGENT_UNKNOWN"),
-        ("/agent/other", envelope(), 422, "E_REQUEST"),
+        ("/agent/other", envelope(), 409, "E_REQUEST"),
         ("/agent/No%20Body", envelope(), 404, "E_PAGE_UNKNOWN"),
         ("/v1/intents", intent(to="No Body"), 422, "E_REQUEST"),
         ("/v1/intents", intent(surplus=1), 422, "E_REQUEST"),
