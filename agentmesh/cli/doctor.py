@@ -76,6 +76,7 @@ def examine(mesh: Mesh, *, deep: bool) -> Iterator[Finding]:
     reached = list(_run("database", lambda: _database(mesh)))
     yield from reached
     yield from _run("broker", lambda: _broker(mesh))
+    yield from _run("model", lambda: _model(mesh))
     if not all(one.ok for one in reached):
         return
     yield from _run("key", lambda: _key(mesh))
@@ -123,6 +124,30 @@ def _key(mesh: Mesh) -> Iterator[Finding]:
         yield Finding("key", ok=False, says=f"{mesh.key.kid} is revoked", cure="agentmesh keys new")
         return
     yield Finding("key", ok=True, says=f"{mesh.key.kid} is registered for {row['owner']}")
+
+
+def _model(mesh: Mesh) -> Iterator[Finding]:
+    """Asks nothing: a question costs money."""
+    from importlib.util import find_spec
+
+    from agentmesh.behavior.declared import LlmSpec, Models
+
+    llm = mesh.settings.llm
+    if not llm.base_url:
+        return
+    if not llm.model:
+        yield Finding(
+            "model", ok=False, says=f"none is named for {llm.base_url}", cure="llm.model in the settings", code=2
+        )
+    elif find_spec("openai") is None:
+        yield Finding(
+            "model", ok=False, says="its client is not installed", cure="pip install 'agentmesh[llm]'", code=2
+        )
+    else:
+        key = Models(llm.base_url, llm.model, llm.key).key_for(LlmSpec(prompt="-"))
+        yield Finding(
+            "model", ok=True, says=f"{llm.model} at {llm.base_url}, {'with its key' if key else 'without a key'}"
+        )
 
 
 def _agents(mesh: Mesh) -> Iterator[Finding]:

@@ -255,3 +255,17 @@ def test_fault_points_are_listed(cli: Cli) -> None:
 def test_flower_open_to_the_network_without_a_password_is_refused(mesh_cli: Cli, lab: Any) -> None:
     ran = mesh_cli("flower", "--address", "0.0.0.0:5599", "--json")
     assert (ran.code, ran.problem["code"]) == (4, "E_UNSAFE")
+
+
+def test_doctor_says_what_a_configured_model_lacks(mesh_cli: Cli, lab: Any) -> None:
+    def found(**environ: str) -> Any:
+        checks = mesh_cli("doctor", "--json", **environ).json["checks"]
+        return next((one for one in checks if one["name"] == "model"), None)
+
+    url = {"AGENTMESH_LLM_BASE_URL": "http://127.0.0.1:1/v1"}
+    keyed = url | {"AGENTMESH_LLM_MODEL": "small", "AGENTMESH_LLM_KEY": "shop"}
+    assert found() is None
+    assert (found(**url)["ok"], found(**url)["cure"]) == (False, "llm.model in the settings")
+    assert "E_SECRET" in found(**keyed)["says"]
+    told = found(**keyed, AGENTMESH_SECRET_SHOP="sk-canary-0123456789")
+    assert (told["ok"], told["says"]) == (True, "small at http://127.0.0.1:1/v1, with its key")

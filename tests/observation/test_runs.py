@@ -75,5 +75,5 @@ def test_health_tells_who_beats_and_what_waits_longest(lab: Any) -> None:
     assert health.oldest_ready(lab.mesh.db, "default")["trace_id"] == trace.id
     assert "hand" in health.alive(lab.mesh.db)
     lab.kill(lab.worker("gone"))
-    assert health.workers(lab.mesh.db) == {"alive": 1, "dead": 1}
+    assert health.workers(lab.mesh.db) == {"alive": 1, "dead": 1, "stuck": 0}
     assert "gone" not in health.alive(lab.mesh.db)
