@@ -26,6 +26,7 @@ _HOMES = {
     "Executor": "agentmesh.execution.executors",
     "HybridReasoner": "agentmesh.behavior.combined",
     "LLMReasoner": "agentmesh.behavior.llm",
+    "Later": "agentmesh.records",
     "MemoryEngine": "agentmesh.state.memory",
     "MemoryEntry": "agentmesh.state.memory",
     "ParallelExecutor": "agentmesh.execution.executors",
@@ -64,6 +65,7 @@ __all__ = [
     "Executor",
     "HybridReasoner",
     "LLMReasoner",
+    "Later",
     "MemoryEngine",
     "MemoryEntry",
     "ParallelExecutor",
@@ -105,7 +107,7 @@ if TYPE_CHECKING:
     from agentmesh.execution.plan import BehaviorPlan
     from agentmesh.execution.router import ToolRouter
     from agentmesh.execution.tools import ToolContext, ToolRegistry, register_tool
-    from agentmesh.records import Action, Verdict
+    from agentmesh.records import Action, Later, Verdict
     from agentmesh.state.calls import TaskManager
     from agentmesh.state.contexts import ContextBinder, SessionManager
     from agentmesh.state.events import TraceWriter

@@ -248,6 +248,13 @@ class UnknownIntent(MeshError):
     next = "agentmesh agents show"
 
 
+class UnknownCall(MeshError):
+    code = "E_CALL_UNKNOWN"
+    exit_code = 3
+    expected = "the id of a tool call"
+    next = "agentmesh trace show"
+
+
 class UnknownTool(MeshError):
     code = "E_TOOL_UNKNOWN"
     exit_code = 3
@@ -311,6 +318,13 @@ class Forbidden(MeshError):
     code = "E_FORBIDDEN"
     exit_code = 4
     expected = "a permission the trace was granted"
+    next = "agentmesh trace show"
+
+
+class CallEnded(MeshError):
+    code = "E_CALL_ENDED"
+    exit_code = 4
+    expected = "a call that is running"
     next = "agentmesh trace show"
 
 

@@ -253,6 +253,13 @@ class Ring:
 
 
 @dataclass(frozen=True, slots=True)
+class Later:
+    """Returned by a tool whose answer comes later: the call waits for it so long, and holds nothing meanwhile."""
+
+    within_s: float = 86_400.0
+
+
+@dataclass(frozen=True, slots=True)
 class Failure:
     """Why something failed, as it is recorded: a stable code and one line for people."""
 

@@ -45,6 +45,7 @@ from agentmesh.coordination.rescuer import Pace, Rescuer
 from agentmesh.coordination.stuck import Stuck
 from agentmesh.errors import BadToolFile, NoSigningKey, PluginRefused, UnknownPlan
 from agentmesh.execution import chain
+from agentmesh.execution.answers import Answers
 from agentmesh.execution.callbacks import CallbackHandler
 from agentmesh.execution.executors import EXECUTORS
 from agentmesh.execution.plan import BehaviorPlan
@@ -62,7 +63,6 @@ from agentmesh.infrastructure.settings import load as load_settings
 from agentmesh.records import Intent, Ring
 from agentmesh.state import announced, traces
 from agentmesh.state.blobs import BlobStore
-from agentmesh.state.calls import TaskManager
 from agentmesh.state.contexts import ContextBinder, SessionManager
 from agentmesh.state.events import TraceWriter
 from agentmesh.state.keys import KeyTable
@@ -321,8 +321,16 @@ class Mesh:
     @cached_property
     def runner(self) -> ToolRunner:
         return ToolRunner(
-            self.db, TaskManager(self.db), self.tools, self.blobs, note=self.notes.note, holder=self.notes.holder,
-            alone=self._alone,
+            self.db, self.tools, self.blobs, note=self.notes.note, holder=self.notes.holder,
+            alone=self._alone, answer_at=self.answers.url,
+        )  # fmt: skip
+
+    @cached_property
+    def answers(self) -> Answers:
+        section = self.settings.gateway
+        return Answers(
+            self.db, self.blobs, announced=_Announced(lambda: self.db), ring=self.doorbell.ring, secrets=secret,
+            base_url=section.url or f"http://{section.address}",
         )  # fmt: skip
 
     @cached_property

@@ -16,8 +16,8 @@ import agentmesh
 PUBLIC = [
     "ACPClient", "ACPGateway", "ACPServer", "Action", "AgentController", "AgentRegistry", "AgentRuntime",
     "BIRRouter", "BehaviorPlan", "CallbackHandler", "ContextBinder", "DataAdapter", "Executor", "HybridReasoner",
-    "LLMReasoner", "MemoryEngine", "MemoryEntry", "ParallelExecutor", "ReasonerBase", "ReasonerRouter", "RuleReasoner",
-    "RuntimeContainer", "SequentialExecutor", "SessionBuilder", "SessionManager", "TaskManager", "ToolContext",
+    "LLMReasoner", "Later", "MemoryEngine", "MemoryEntry", "ParallelExecutor", "ReasonerBase", "ReasonerRouter",
+    "RuleReasoner", "RuntimeContainer", "SequentialExecutor", "SessionBuilder", "SessionManager", "TaskManager", "ToolContext",
     "ToolRegistry", "ToolRouter", "Trace", "TraceWriter", "Verdict", "define_agent", "register_callback",
     "register_tool",
 ]  # fmt: skip

@@ -19,6 +19,7 @@ from typer._click.exceptions import NoArgsIsHelpError  # typer names it nowhere 
 from agentmesh import __version__
 from agentmesh.cli import (
     agents,
+    call,
     chains,
     config,
     db,
@@ -69,7 +70,7 @@ for verb in (
     people.reject,
 ):
     app.command()(verb)
-for group in (trace.app, dlq.app, agents.app, tools.app, chains.app, keys.app, db.app, config.app):
+for group in (trace.app, dlq.app, agents.app, tools.app, call.app, chains.app, keys.app, db.app, config.app):
     app.add_typer(group)
 
 

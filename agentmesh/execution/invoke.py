@@ -14,7 +14,7 @@ import structlog
 from agentmesh.errors import BadResult
 from agentmesh.execution.tools import Tool, ToolContext
 from agentmesh.infrastructure.faults import point
-from agentmesh.records import Json
+from agentmesh.records import Json, Later
 
 log = structlog.get_logger("agentmesh.tool")
 
@@ -26,26 +26,34 @@ def context(
     call_id: UUID = row["id"]
     trace_id: UUID = row["trace_id"]
     return ToolContext(
-        trace_id=trace_id, tenant=row["tenant_id"], context_id=row["context_id"], intent=row["intent"], tool=row["tool"],
-        attempt=attempt, epoch=row["epoch"], idempotency_key=row["idem_key"], deadline=row.get("deadline"),
+        call_id=call_id, trace_id=trace_id, tenant=row["tenant_id"], context_id=row["context_id"], intent=row["intent"],
+        tool=row["tool"], attempt=attempt, epoch=row["epoch"], idempotency_key=row["idem_key"], deadline=row.get("deadline"),
         payload=payload if isinstance(payload, dict) else {}, results=results,
         log=log.bind(trace_id=str(trace_id), call_id=str(call_id), attempt=attempt, tool=row["tool"]), **more,
     )  # fmt: skip
 
 
-def invoke(tool: Tool, args: Mapping[str, Json], ctx: ToolContext) -> Json:
+def invoke(tool: Tool, args: Mapping[str, Json], ctx: ToolContext, *, waits: bool = False) -> Json | Later:
     """What the tool returned, as JSON; a list in the order of the inputs where the call is `for` many.
 
-    Raises BadArguments, BadResult, or what the tool raises.
+    Later only where the call can wait. Raises BadArguments, BadResult, or what the tool raises.
     """
     checked = tool.check(args)
     point("call.before_effect")
     if isinstance(checked, dict):
-        value = tool.output(_one(tool, ctx, checked))
+        value = _one(tool, ctx, checked)
+        value = value if waits and isinstance(value, Later) else _said(tool, value)
     else:
-        value = [tool.output(one) for one in _many(tool, ctx, checked)]
+        value = [_said(tool, one) for one in _many(tool, ctx, checked)]
     point("call.after_effect")
     return value
+
+
+def _said(tool: Tool, value: Any) -> Json:
+    if isinstance(value, Later):
+        raise BadResult(f"{tool.name} cannot answer later here", value="Later",
+                        expected="a result: it is inline, transactional, called alone or for many inputs")  # fmt: skip
+    return tool.output(value)
 
 
 def _one(tool: Tool, ctx: ToolContext, args: dict[str, Any]) -> Any:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 from uuid import UUID
 
 import psycopg
@@ -22,14 +22,16 @@ from agentmesh.execution.invoke import context, invoke
 from agentmesh.execution.tools import Tool, ToolContext, ToolRegistry
 from agentmesh.infrastructure.database import Database, Tx
 from agentmesh.infrastructure.faults import point
-from agentmesh.records import Json, Ring, new_id
-from agentmesh.state import calls
+from agentmesh.records import Json, Later, Ring, new_id
+from agentmesh.state import calls, later
 from agentmesh.state.blobs import BlobStore
 from agentmesh.state.calls import Claimed, Settled, TaskManager
 from agentmesh.state.rescue import TIMEOUT
 from agentmesh.state.traces import Holder
 
 log = structlog.get_logger("agentmesh.call")
+
+T = TypeVar("T")
 
 IDLE = psycopg.errors.IdleInTransactionSessionTimeout
 
@@ -44,11 +46,11 @@ class ToolRunner:
     """Runs claimed calls of one process."""
 
     def __init__(
-        self, db: Database, tasks: TaskManager, registry: ToolRegistry, blobs: BlobStore, *, note: Notes,
-        holder: Callable[[], Holder], alone: Alone | None = None,
+        self, db: Database, registry: ToolRegistry, blobs: BlobStore, *, note: Notes, holder: Callable[[], Holder],
+        alone: Alone | None, answer_at: Callable[[UUID], str],
     ) -> None:  # fmt: skip
-        self._db, self._tasks, self._registry, self._blobs = db, tasks, registry, blobs
-        self._note, self._holder, self._alone = note, holder, alone
+        self._db, self._tasks, self._registry, self._blobs = db, TaskManager(db), registry, blobs
+        self._note, self._holder, self._alone, self._answer_at = note, holder, alone, answer_at
 
     def run(self, ring: Ring) -> Settled | None:
         """What recording the call's outcome led to; None when there was nothing to do, or it came too late."""
@@ -78,7 +80,10 @@ class ToolRunner:
                 settled = self._transact(tool, claimed, ctx)
             else:
                 args = self._expanded(claimed)
-                value = theirs(lambda: invoke(tool, args, ctx))
+                value = theirs(lambda: invoke(tool, args, ctx, waits=True))
+                if isinstance(value, Later):
+                    self._wait(claimed, value)
+                    return None
                 point("call.in_commit")
                 point("join.last_before_commit")
                 settled = self._kept(lambda: self._tasks.record(claimed, "won", result=self._shrunk(claimed, value)))
@@ -95,7 +100,15 @@ class ToolRunner:
                  trace_id=str(row["trace_id"]), attempt=row["n"], status=status)  # fmt: skip
         return settled
 
-    def _kept(self, write: Callable[[], Settled | None]) -> Settled | None:
+    def _wait(self, claimed: Claimed, said: Later) -> None:
+        """Let the call wait for its answer, held by nobody."""
+        row = claimed.row
+        if self._kept(lambda: later.wait(self._db, claimed, within_s=said.within_s)):
+            log.info("the answer comes later", call_id=str(row["id"]), tool=row["tool"], trace_id=str(row["trace_id"]))
+        else:
+            calls.mark_stale(self._db, claimed)
+
+    def _kept(self, write: Callable[[], T]) -> T:
         """`write()`, tried until the database is back: what ran is recorded while it is still ours.
 
         Giving up would look like a claim that never ran, and start an effect="once" tool twice.
@@ -157,6 +170,7 @@ class ToolRunner:
         return context(
             row, payload=expand(row["tenant_id"], row["payload"]), results=earlier, attempt=row["n"],
             holds=lambda: self._tasks.still_mine(claimed), report=lambda said: self._tasks.report(claimed, said),
+            answer_at=lambda: self._answer_at(row["id"]),
         )  # fmt: skip
 
     def _expanded(self, claimed: Claimed) -> dict[str, Json]:

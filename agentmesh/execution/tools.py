@@ -7,7 +7,9 @@ from data.
 from __future__ import annotations
 
 import difflib
+import functools
 import inspect
+import operator
 import typing
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -18,9 +20,9 @@ from uuid import UUID
 from pydantic import ConfigDict, TypeAdapter, create_model
 from pydantic.errors import PydanticUserError
 
-from agentmesh.errors import BadArguments, BadTool, UnknownTool
+from agentmesh.errors import BadArguments, BadTool, Permanent, UnknownTool
 from agentmesh.execution.schemas import Arguments, Hinted, Result, Returned, line
-from agentmesh.records import Backoff, Effect, Json, check_name, check_permissions, tool_queue
+from agentmesh.records import Backoff, Effect, Json, Later, check_name, check_permissions, tool_queue
 
 TX_LIMIT_S = 5.0
 MAX_INPUTS = 1000
@@ -40,10 +42,15 @@ class Adopted(Protocol):
     def pop_request(self) -> Any: ...
 
 
+def _nowhere() -> str:
+    raise Permanent("this call cannot be answered later")
+
+
 @dataclass(frozen=True, slots=True)
 class ToolContext:
     """What a tool knows of the call it runs for. `tx` only for tools declared with tx=True."""
 
+    call_id: UUID
     trace_id: UUID
     tenant: str
     context_id: str
@@ -59,6 +66,7 @@ class ToolContext:
     tx: Any = None
     holds: Callable[[], bool] = lambda: True
     report: Callable[[dict[str, Json]], None] = lambda _: None
+    answer_at: Callable[[], str] = _nowhere
 
     def __getitem__(self, key: str) -> Json:
         return self.payload[key]
@@ -66,6 +74,11 @@ class ToolContext:
     def still_mine(self) -> bool:
         """Whether this attempt still holds its call: once it does not, whatever it returns is stale."""
         return self.holds()
+
+    @property
+    def callback_url(self) -> str:
+        """Where the answer of a call that returns Later can be posted. Raises SecretMissing."""
+        return self.answer_at()
 
     @property
     def cancelled(self) -> bool:
@@ -257,10 +270,19 @@ def _schema(name: str, function: Callable[..., Any]) -> tuple[bool, Hinted, Retu
         fields[parameter] = (hints[parameter], default)
     try:
         arguments = create_model(f"{name}_arguments", __config__=ConfigDict(strict=True, extra="forbid"), **fields)
-        returns = TypeAdapter(hints["return"]) if hints.get("return") not in {None, Any} else None
+        hint = _at_once(hints.get("return"))
+        returns = TypeAdapter(hint) if hint not in {None, Any} else None
     except (PydanticUserError, NameError, TypeError) as exc:
         raise BadTool(f"no schema can be made of {name}: {line(exc)}", value=name) from exc
     return takes_ctx, Hinted(arguments), Returned(returns)
+
+
+def _at_once(hint: Any) -> Any:
+    """A return annotation without Later: what the tool returns, or is answered in the end."""
+    if hint is Later:
+        return None
+    rest = [one for one in typing.get_args(hint) if one is not Later]
+    return hint if Later not in typing.get_args(hint) else functools.reduce(operator.or_, rest)
 
 
 def _adopt(task: Adopted) -> Callable[..., Any]:

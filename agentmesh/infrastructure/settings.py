@@ -178,6 +178,8 @@ class FlowerSection(Section):
 
 class GatewaySection(Section):
     address: Address = "127.0.0.1:8700"
+    url: str | None = None
+    """Where others reach it, as callback URLs say; None: http:// and the address."""
     hosts: Strings = ()
     origins: Strings = ()
     proxies: Strings = ()

@@ -11,7 +11,8 @@ from typing import Any
 import psycopg
 import pytest
 
-from agentmesh.execution.tools import TOOLS
+from agentmesh.execution.tools import TOOLS, ToolRegistry, register_tool
+from agentmesh.records import Later, new_id
 
 Cli = Callable[..., Any]
 
@@ -98,6 +99,31 @@ def test_a_transactional_tool_called_alone_commits_unless_it_fails(shelf: Cli, d
     with psycopg.connect(database_url, autocommit=True) as connection:
         assert connection.execute("SELECT key FROM put_by_cli").fetchall() == [("k-1",)]
         connection.execute("DROP TABLE put_by_cli")
+
+
+# --- calls that wait
+
+
+def test_a_waiting_call_is_finished_by_hand(mesh_cli: Cli, make_lab: Any, tools: ToolRegistry) -> None:
+    @register_tool("ask", registry=tools)
+    def ask() -> int | Later:
+        return Later()
+
+    lab = make_lab()
+    first, second = (lab.start({"tools": ["ask"]}) for _ in range(2))
+    lab.drain()
+    call, other = (lab.calls(trace)[0]["id"] for trace in (first, second))
+    assert mesh_cli("call", "finish", call, "--result", '"five"', "--json").problem["code"] == "E_RESULT"
+    assert mesh_cli("call", "finish", call).code == 2
+    assert mesh_cli("call", "finish", call, "--result", "5", "--json").json["status"] == "done"
+    again = mesh_cli("call", "finish", call, "--result", "5", "--json")
+    assert (again.code, again.problem["code"]) == (4, "E_CALL_ENDED")
+    assert mesh_cli("call", "finish", other, "--failed", "sold out").code == 0
+    assert mesh_cli("call", "finish", new_id(), "--failed", "sold out").code == 3
+    for trace in (first, second):
+        lab.bells.ring([lab.ring(trace)])
+    lab.drain()
+    assert (first.result(1), second.status()) == (5, "failed")
 
 
 # --- keys

@@ -33,8 +33,8 @@ class Answers:
 
 def context(tx: object = None) -> ToolContext:
     return ToolContext(
-        trace_id=new_id(), tenant="default", context_id="c", intent="i", tool="t", attempt=1,
-        epoch=1, idempotency_key="k", deadline=None, payload=PAYLOAD, tx=tx,
+        call_id=new_id(), trace_id=new_id(), tenant="default", context_id="c", intent="i", tool="t", attempt=1, epoch=1,
+        idempotency_key="k", deadline=None, payload=PAYLOAD, tx=tx,
     )  # fmt: skip
 
 
