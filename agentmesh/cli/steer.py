@@ -41,11 +41,21 @@ def cancel(
     ctx: typer.Context,
     trace_id: TraceId,
     tree: Annotated[bool, typer.Option("--tree", help="And everything it delegated.")] = False,
+    undo: Annotated[bool, typer.Option("--undo", help="Undo what its tools did first, newest first.")] = False,
     reason: Reason = "",
     as_json: Json = False,
 ) -> None:
     """End it now: nothing of it starts any more, and what still runs comes too late."""
+    from agentmesh.state import rewind as rewinding
     from agentmesh.state import steering
+
+    def back(mesh: Mesh, found: UUID) -> Steered:
+        undone = rewinding.undo(mesh.db, tenant=mesh.tenant, trace_id=found, by=getpass.getuser(), reason=reason)
+        return steering.Steered(changed=True, status="running", paused=False, rings=undone.rings)
+
+    if undo:
+        _steer(ctx, trace_id, "being undone", as_json, back)
+        return
 
     _steer(ctx, trace_id, "cancelled", as_json, lambda mesh, found: steering.cancel(
         mesh.db, tenant=mesh.tenant, trace_id=found, by=getpass.getuser(), reason=reason, tree=tree))  # fmt: skip

@@ -150,6 +150,14 @@ class Send:
 
 
 @dataclass(frozen=True, slots=True)
+class Undo:
+    """End this step and undo what the trace's tools have done, newest first; then the trace fails with `failure`."""
+
+    failure: Failure | None = None
+    route: Route = STRAIGHT
+
+
+@dataclass(frozen=True, slots=True)
 class Again:
     """Try this step's reasoner or callback once more, after the back-off that follows `failures` failures."""
 
@@ -174,14 +182,14 @@ class Fail:
     route: Route = STRAIGHT
 
 
-Decision = CallTools | Handle | Visit | Rest | Send | Again | Finish | Fail
+Decision = CallTools | Handle | Visit | Rest | Send | Undo | Again | Finish | Fail
 
 
 def advance(plan: BehaviorPlan, state: State) -> Decision:
     """The one next decision for the step at hand; same facts in, same decision out."""
     match state.fact:
         case Began(at=node):
-            return _Walk(plan, state).to(node or plan.first.id)
+            return Undo() if node == plans.COMPENSATE else _Walk(plan, state).to(node or plan.first.id)
         case Decided(action=action):
             return _chosen(plan, state, action) if action.slots else Handle()
         case Joined(ok=ok, failure=failure):
@@ -225,10 +233,12 @@ def _obey(plan: BehaviorPlan, state: State, verdict: Verdict) -> Decision:
 
 def _failed(plan: BehaviorPlan, state: State, failure: Failure) -> Decision:
     """Where the step's node says a failure goes, or the end."""
-    node = plan.node(state.node) if state.node != plans.START else None
-    target = None
-    if node is not None:
-        target = (node.on_timeout if failure.code == "E_TIMEOUT" else None) or node.on_fail
+    target = plan.on_fail
+    if state.node not in plans.VIRTUAL:
+        node = plan.node(state.node)
+        target = (node.on_timeout if failure.code == "E_TIMEOUT" else None) or node.on_fail or target
+    if target == plans.COMPENSATE:
+        return Undo(failure)
     return Fail(failure) if target in {None, plans.FAIL} else _Walk(plan, state).turn(state.node, str(target))
 
 
@@ -264,8 +274,9 @@ class _Walk:
         """The decision that going to this node comes to."""
         try:
             while target is not None:
-                if target == plans.FAIL:
-                    return Fail(Failure("E_CHAIN", f"{self._at} led to a failure", permanent=True), self._route)
+                if target in {plans.FAIL, plans.COMPENSATE}:
+                    failure = Failure("E_CHAIN", f"{self._at} led to a failure", permanent=True)
+                    return Fail(failure, self._route) if target == plans.FAIL else Undo(failure, self._route)
                 if self._plan.index(target) <= self._plan.index(self._at):
                     self._iteration += 1
                 self._at = target

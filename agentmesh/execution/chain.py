@@ -147,7 +147,7 @@ class _Reader:
         data = self.text.data
         if not isinstance(data, dict):
             return self.wrong((), "a chain is not an object", data, "chain: name, steps: […]")
-        self._keys((), data, ("chain", "steps", "policy", "description"), "a chain")
+        self._keys((), data, ("chain", "steps", "policy", "on_fail", "description"), "a chain")
         name, steps = data.get("chain"), data.get("steps")
         if not isinstance(name, str) or not NAME.match(name):
             self.wrong(("chain",), "a chain has no proper name", name, "chain: lower_case_name")
@@ -156,9 +156,10 @@ class _Reader:
         read = self._steps(steps, ("steps",))
         policy = self._policy(("policy",), data.get("policy"))
         nodes = self._nodes(read)
+        on_fail = self._target(("on_fail",), data["on_fail"], read) if "on_fail" in data else None
         if self.problems or not nodes:
             return None
-        plan = BehaviorPlan(chain=str(name), nodes=tuple(nodes), policy=policy, chains=self._chains)
+        plan = BehaviorPlan(chain=str(name), nodes=tuple(nodes), policy=policy, chains=self._chains, on_fail=on_fail)
         self._ways(plan, {one.id: one for one in read})
         return plan
 
@@ -634,7 +635,7 @@ def _resolved(target: str, following: str | None) -> str | None:
     """What a target means where this is the next node; None: an end."""
     if target == plans.NEXT:
         return following
-    return None if target in {plans.END, plans.FAIL} else target
+    return None if target in {plans.END, plans.FAIL, plans.COMPENSATE} else target
 
 
 def _closure(start: set[str], ways: Mapping[str, set[str]]) -> set[str]:

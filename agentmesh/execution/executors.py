@@ -194,6 +194,9 @@ class Executor:
         if at.failures >= at.policy.callback_attempts and at.phase == "callback":
             return self._broke(at, draft, at.last_failure(), callback=True, spent=True, result=result.value)
         node = self._mover.node(at)
+        if node is None:
+            draft.ends(at.attempt_id if at.phase == "callback" else None, "won")
+            return self._mover.undone(at, draft)
         result = replace(result, otherwise=node.otherwise)
         failure = None if result.ok else result.failure or NO_SUCCESS
         decision = self._mover.decide(at, Joined(result.ok, failure), result=result.value)

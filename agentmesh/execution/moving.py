@@ -6,7 +6,7 @@ goes on here (None: nowhere).
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 from uuid import UUID
 
@@ -16,6 +16,7 @@ from agentmesh.errors import BadPayload, MeshError
 from agentmesh.execution import plan as plans
 from agentmesh.execution.advance import (
     Again,
+    Began,
     CallTools,
     Decision,
     Fact,
@@ -26,6 +27,7 @@ from agentmesh.execution.advance import (
     Route,
     Send,
     State,
+    Undo,
     Visit,
     advance,
 )  # fmt: skip
@@ -36,11 +38,12 @@ from agentmesh.execution.plan import BehaviorPlan
 from agentmesh.execution.router import Dispatch, idempotency_key
 from agentmesh.execution.views import HostedAgent, Parts, Views
 from agentmesh.infrastructure import jsontext
+from agentmesh.infrastructure.database import Row
 from agentmesh.infrastructure.faults import point
-from agentmesh.records import Failure, Json, Policy, PolicyPatch, Ring, new_id
-from agentmesh.state import children
+from agentmesh.records import Action, Failure, Json, Policy, PolicyPatch, Ring, ToolUse, new_id
+from agentmesh.state import children, compensation
 from agentmesh.state.calls import CONTINUATION, call_ring, step_ring
-from agentmesh.state.changes import End, NewAttempt, NewCall, NewStep, NewTrace
+from agentmesh.state.changes import DeadLetter, End, NewAttempt, NewCall, NewStep, NewTrace
 from agentmesh.state.traces import Held, Landed
 
 log = structlog.get_logger("agentmesh.executor")
@@ -63,12 +66,14 @@ class Mover:
         return self._parts.plan(held.tenant_id, held.plan_hash)
 
     def node(self, at: Position) -> Any:
-        """The node of the step at hand; None at the start."""
-        return None if at.kind == plans.START else self.plan(at.held).node(at.node)
+        """The node of the step at hand; None at the start, and where what was done is undone."""
+        return None if at.node in plans.VIRTUAL else self.plan(at.held).node(at.node)
 
     def policy(self, held: Held, base: Policy, node: str) -> Policy:
         """The policy of a node: the plan's and its own over the agent's, under what the intent itself has set."""
         plan = self.plan(held)
+        if node == plans.COMPENSATE:
+            return base.model_copy(update={"callbacks": ()})
         patches = [plan.policy] if node == plans.START else [plan.policy, plan.node(node).policy]
         values = {name: value for one in patches for name, value in _set(one) if name not in base.given}
         return base.model_copy(update=values) if values else base
@@ -93,6 +98,8 @@ class Mover:
                 return self._visit(at, draft, decision, failure)
             case Rest():
                 return self._rest(at, draft, decision, failure)
+            case Undo():
+                return self._undo(at, draft, decision, failure)
             case CallTools() | Send():
                 return self._work(at, draft, decision, failure)
             case _:
@@ -236,14 +243,17 @@ class Mover:
 
     def resolved(self, at: Position, decision: CallTools) -> tuple[NewStep, Dispatch]:
         """The step and the calls of an action. Raises what the tool router refuses."""
-        action, node = decision.action, self.plan(at.held).node(decision.node)
-        each = isinstance(node, plans.ForEach)
+        action, undoes = decision.action, decision.node == plans.COMPENSATE
+        node = None if undoes else self.plan(at.held).node(decision.node)
+        allowed = [one.tool for slot in action.slots for one in slot] if undoes else self._agent.spec.tools
         step = NewStep(
             new_id(), decision.node, "tools", "waiting", decision.iteration, at.held.steps + 1, at.step_id,
-            action={"strategy": action.strategy} | ({"for_each": True, "limit": node.limit} if each else {}),
+            action={"strategy": action.strategy} | (
+                {"for_each": True, "limit": node.limit} if isinstance(node, plans.ForEach) else {}
+            ),
         )  # fmt: skip
         found = self._parts.router.resolve(
-            action, held=at.held, step=step, allowed=self._agent.spec.tools, limit=decision.limit,
+            action, held=at.held, step=step, allowed=allowed, limit=decision.limit,
             policy=self.policy(at.held, at.base, decision.node),
         )  # fmt: skip
         return step, self._views.resolved(at, found)
@@ -279,9 +289,72 @@ class Mover:
         point("tools.after_ring")
         return at.left("waiting")
 
+    # --- undoing
+
+    def _undo(self, at: Position, draft: Draft, decision: Undo, failure: Failure | None) -> Position | None:
+        """Call what undoes the calls that were done, newest first, one after the other whatever each comes to."""
+        held = at.held
+        said: dict[str, Json] = dict(at.action or {}) if at.kind == plans.START else {}
+        why = decision.failure.as_json() if decision.failure else said.get("failure")
+        spec = {
+            "since": said.get("since", 0),
+            "then": said.get("then"),
+            "end": said.get("end", "failed"),
+            "failure": why,
+        }
+        done = compensation.done(self._parts.db, held.tenant_id, held.id, since=int(spec["since"]))
+        if not done:
+            return self._after(at, draft, spec, failure)
+        uses = tuple(
+            ToolUse.model_validate({
+                "tool": one["compensate"], "as": f"undo-{n}", "args": {
+                    "args": self._views.whole(at, one["args"]), "result": self._views.whole(at, one["result"]),
+                }}) for n, one in enumerate(done)
+        )  # fmt: skip
+        action = Action(slots=(uses,), strategy="serial", require="each")
+        call = CallTools(plans.COMPENSATE, action, at.iteration + 1)
+        try:
+            step, dispatch = self.resolved(at, call)
+        except MeshError as exc:
+            refused = {"error": failure_of(exc, code=exc.code).as_json()}
+            draft.letters += [_parked(at, one, refused) for one in done]
+            return self._after(at, draft, spec, failure)
+        draft.event("EXEC_COMPENSATE", tools=[one["label"] for one in done])
+        asked = (step.action or {}) | {"undo": spec, "calls": [str(one["id"]) for one in done]}
+        return self.call(at, draft, call, replace(step, action=asked), dispatch, failure=failure)
+
+    def undone(self, at: Position, draft: Draft) -> Position | None:
+        """What was done is undone, and what could not be is parked for a person; the trace goes where it was to go."""
+        asked = dict(at.action or {})
+        for place, one in enumerate(at.calls):
+            if one.call["status"] != "done":
+                undid = {"id": asked["calls"][place], "tool": one.call["tool"], "label": one.call["label"]}
+                draft.letters.append(_parked(at, undid, {"error": one.error}))
+        ok = all(one.call["status"] == "done" for one in at.calls)
+        draft.event("CALLBACK_RESULT", ok=ok, callbacks=[])
+        draft.effects += [(at.step_id, name) for name in effects_of(at.policy)]
+        draft.step(output={"ok": ok, "results": at.results()})
+        return self._after(at, draft, asked["undo"], None)
+
+    def _after(self, at: Position, draft: Draft, spec: dict[str, Json], failure: Failure | None) -> Position | None:
+        if spec["then"]:
+            anew = Began(None if spec["then"] == plans.START else spec["then"])
+            return self.go(at, draft, self.decide(at, anew), failure=failure)
+        if spec["end"] == "cancelled":
+            return self.end(at, draft, Cancel(), failure=failure)
+        why = spec["failure"] or {}
+        return self.end(
+            at,
+            draft,
+            Fail(Failure(str(why.get("code", "E_CHAIN")), str(why.get("message", "the chain gave up")))),
+            failure=failure,
+        )
+
     # --- ends
 
-    def end(self, at: Position, draft: Draft, decision: Decision, *, failure: Failure | None = None) -> Position | None:
+    def end(
+        self, at: Position, draft: Draft, decision: Decision | Cancel, *, failure: Failure | None = None
+    ) -> Position | None:
         """End the trace. `failure`: the step at hand has failed with it."""
         _ends(draft, failure)
         match decision:
@@ -293,6 +366,9 @@ class Mover:
                 draft.step(error=why.as_json())
                 draft.event("EXEC_FAIL", error_code=why.code, message=why.message[:500])
                 draft.end = End("failed", error=why.as_json())
+            case Cancel():
+                draft.event("EXEC_CANCEL", by="mesh", reason="what was done is undone")
+                draft.end = End("cancelled")
             case _:
                 raise AssertionError(f"{decision} is no end")
         point("finish.before_commit")
@@ -300,13 +376,24 @@ class Mover:
         point("finish.after_commit")
         if landed is None:
             return at.lost()
-        name = "EXEC_DONE" if draft.end.status == "done" else "EXEC_FAIL"
+        name = {"done": "EXEC_DONE", "failed": "EXEC_FAIL"}.get(draft.end.status, "EXEC_CANCEL")
         log.info(name, trace_id=str(at.held.id), agent=at.held.agent)
         rings = [_first_ring(child) for child in draft.children]
         if at.held.parent_call_id is not None:
             rings += children.pay(self._parts.db, at.held.id)
         self._parts.ring(rings)
         return at.left(draft.end.status)
+
+
+@dataclass(frozen=True, slots=True)
+class Cancel:
+    """End the trace cancelled: a person had wanted that, once what was done is undone."""
+
+
+def _parked(at: Position, call: Row | dict[str, Json], evidence: dict[str, Json]) -> DeadLetter:
+    """What could not be undone, for a person."""
+    about: dict[str, Json] = {"call": str(call["id"]), "tool": call["tool"], "label": call["label"]}
+    return DeadLetter("E_NOT_UNDONE", f"E_NOT_UNDONE:{call['tool']}", at.step_id, about | evidence)
 
 
 def _sent(draft: Draft, child: NewTrace, step_id: UUID | None = None) -> None:

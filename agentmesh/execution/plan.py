@@ -23,12 +23,15 @@ Condition = str
 Template = Json
 """JSON in which {"=": "CEL"} stands for what the expression comes to."""
 
-NEXT, END, FAIL = "next", "end", "fail"
-TARGETS = (NEXT, END, FAIL)
+NEXT, END, FAIL, COMPENSATE = "next", "end", "fail", "compensate"
+TARGETS = (NEXT, END, FAIL, COMPENSATE)
 """Where a step may go besides to a node by its id."""
 
 START = "start"
 """The node of the step that a trace begins with when its first node is no reasoner, and begins anew with."""
+
+VIRTUAL = (START, COMPENSATE)
+"""Nodes that every plan has and none lists."""
 
 Otherwise = Literal["next", "finish", "trigger"]
 """Where a step goes when no callback ruled; trigger: on when its policy says `trigger_next_action`, else finish."""
@@ -196,13 +199,14 @@ MOVES = (Assign, Jump, Switch, Finish, Give)
 class BehaviorPlan(Record):
     """Nodes by which a trace moves; the first one starts it. Data: pinned, hashed, compared.
 
-    `chains` are the plans that its child traces follow. `trace_id` is the id to run under (None: a new one).
+    `chains` are the plans that its child traces follow. `on_fail` is where a step goes that says nothing itself.
     """
 
     chain: Name
     nodes: Annotated[tuple[Node, ...], Field(min_length=1, max_length=1000)]
     chains: dict[Name, BehaviorPlan] = Field(default_factory=dict)
     policy: PolicyPatch = PolicyPatch()
+    on_fail: Name | None = None
 
     @property
     def first(self) -> Any:
@@ -214,7 +218,7 @@ class BehaviorPlan(Record):
 
     def index(self, name: str) -> int:
         """The place of a node; -1 is that of the start. Raises KeyError."""
-        return -1 if name == START else self._places[name]
+        return -1 if name in VIRTUAL else self._places[name]
 
     @cached_property
     def _places(self) -> dict[str, int]:

@@ -42,6 +42,7 @@ class Offer:
     timeout_s: float
     attempts: int
     backoff: Backoff
+    compensate: str | None
     tool: Tool | None
     announced: Json = None
 
@@ -172,6 +173,7 @@ class ToolRouter:
             timeout_s=policy.tool_timeout_s or offer.timeout_s,
             max_attempts=1 if offer.effect == "once" else policy.tool_attempts or offer.attempts,
             max_losses=policy.max_losses, backoff_s=offer.backoff.base_s, backoff_cap_s=offer.backoff.cap_s,
+            compensate=offer.compensate,
         )  # fmt: skip
 
 
@@ -184,7 +186,7 @@ def _shape(action: Action) -> list[tuple[Literal["all", "first", "each"], tuple[
     uses = tuple(use for slot in action.slots for use in slot)
     match action.strategy:
         case "serial":
-            return [("all", uses)]
+            return [("each" if action.require == "each" else "all", uses)]
         case "parallel":
             return [("each" if action.require == "each" else "all", (use,)) for use in uses]
         case "fallback":
@@ -216,7 +218,7 @@ def _rights(session: Session) -> Rights:
 
 def _local(tool: Tool) -> Offer:
     return Offer(tool.name, tool.queue, tool.needs, tool.effect, tool.inline, tool.tx, tool.timeout_s, tool.attempts,
-                 tool.backoff, tool)  # fmt: skip
+                 tool.backoff, tool.compensate, tool)  # fmt: skip
 
 
 def _remote(row: Row) -> Offer:
@@ -224,5 +226,6 @@ def _remote(row: Row) -> Offer:
     return Offer(
         name=row["id"], queue=row["queue"] or tool_queue("tools"), needs=tuple(row["needs"]), effect=row["effect"],
         inline=False, tx=bool(spec["tx"]), timeout_s=float(spec["timeout_s"]), attempts=int(spec["attempts"]),
-        backoff=Backoff.model_validate(spec["backoff"]), tool=None, announced=spec,
+        backoff=Backoff.model_validate(spec["backoff"]),
+        compensate=spec.get("compensate"), tool=None, announced=spec,
     )  # fmt: skip

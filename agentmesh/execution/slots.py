@@ -74,7 +74,7 @@ def fold(places: Sequence[Place], outcomes: Mapping[UUID, Outcome], *, need: int
             continue
         success = isinstance(outcome, Won)
         (won if success else failed).append(one.id)
-        closes = last or (success if one.first else not success)
+        closes = last or (not one.each and success == one.first)
         if not closes:
             start.append(by_place[one.slot, one.idx + 1].id)
             continue

@@ -108,6 +108,7 @@ class Tool:
     takes_ctx: bool
     arguments: Arguments
     returns: Result
+    compensate: str | None = None
     many: Callable[..., Any] | None = None
     """many(ctx, inputs) -> results in order: runs instead of the function where a call is `for` many inputs."""
 
@@ -138,6 +139,7 @@ class Tool:
         return {
             "description": self.description, "timeout_s": self.timeout_s, "attempts": self.attempts,
             "inline": self.inline, "tx": self.tx, "backoff": self.backoff.model_dump(),
+            "compensate": self.compensate,
             "arguments": self.arguments.schema(), "returns": self.returns.schema(),
         }  # fmt: skip
 
@@ -197,11 +199,12 @@ def register_tool(  # noqa: PLR0913 - the public declaration, every part optiona
     name: str, *, needs: Iterable[str] = (), timeout: float | None = None, attempts: int | None = None,
     effect: Effect = "repeatable", inline: bool = False, tx: bool = False, queue: str | None = None, version: str = "1",
     backoff: Backoff | None = None, task: Adopted | None = None, registry: ToolRegistry | None = None,
-    many: Callable[..., Any] | None = None,
+    compensate: str | None = None, many: Callable[..., Any] | None = None,
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:  # fmt: skip
     """Make a function a tool; the function itself is unchanged. With `task=`, a Celery task becomes one at once.
 
     `many(ctx, inputs)` runs instead of it where one call is `for` many inputs, else it runs for one after the other.
+    `compensate` names the tool that undoes it: called with `args` and `result` of what was done, as two parameters.
     `timeout` is in seconds. Raises BadTool, BadName or BadPermission when the declaration is wrong.
     """
 
@@ -212,6 +215,7 @@ def register_tool(  # noqa: PLR0913 - the public declaration, every part optiona
             name, target, needs=needs, attempts=tries, effect=effect, inline=inline, tx=tx,
             timeout_s=timeout or (TX_LIMIT_S if tx else getattr(task, "time_limit", None) or 60.0),
             group=queue or getattr(task, "queue", None) or "tools", version=version, backoff=backoff or Backoff(), many=many,
+            compensate=compensate,
         ))  # fmt: skip
         return function
 
@@ -224,7 +228,7 @@ def make_tool(  # noqa: PLR0913 - the whole declaration
     name: str, function: Callable[..., Any], *, needs: Iterable[str], timeout_s: float, attempts: int | None,
     effect: Effect, inline: bool, group: str, version: str, backoff: Backoff, tx: bool = False,
     description: str | None = None, arguments: Arguments | None = None, returns: Result | None = None,
-    many: Callable[..., Any] | None = None,
+    compensate: str | None = None, many: Callable[..., Any] | None = None,
 ) -> Tool:  # fmt: skip
     """A tool of this declaration. Without `arguments` and `returns` type hints say what they are; with them it takes ctx.
 
@@ -249,6 +253,7 @@ def make_tool(  # noqa: PLR0913 - the whole declaration
         attempts=attempts or (1 if effect == "once" else 3), effect=effect, inline=inline, tx=tx,
         group=check_name(group, "a tool queue"), version=version, backoff=backoff, description=text.split("\n\n")[0],
         takes_ctx=takes_ctx, arguments=arguments, returns=returns, many=many,
+        compensate=None if compensate is None else check_name(compensate, "a tool"),
     )  # fmt: skip
 
 

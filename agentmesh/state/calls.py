@@ -67,7 +67,7 @@ WITH c AS (
     ended_at = CASE WHEN %(outcome)s = 'won' THEN mesh.mesh_now() END
    WHERE id = %(call)s AND tenant_id = %(tenant)s AND epoch = %(epoch)s AND status = 'running'
      AND worker_id IS NOT DISTINCT FROM %(worker)s::uuid AND (NOT %(overdue)s OR deadline < mesh.mesh_asof())
-  RETURNING *, status <> 'ready' AND (CASE slot_mode WHEN 'first' THEN status = 'done' ELSE status = 'failed' END
+  RETURNING *, status <> 'ready' AND (slot_mode = 'first' AND status = 'done' OR slot_mode = 'all' AND status = 'failed'
     OR idx = slot_size - 1 OR effect = 'once' AND %(outcome)s IN ('lost', 'timeout')) AS closes),
  h AS (SELECT f.id FROM c, LATERAL (SELECT f.id FROM mesh.calls f WHERE f.step_id = c.step_id AND f.tenant_id = c.tenant_id
      AND f.status = 'held' AND f.idx = 0 AND f.limited ORDER BY f.slot LIMIT 1 FOR NO KEY UPDATE SKIP LOCKED) f

@@ -97,6 +97,7 @@ class NewCall:
     group_id: UUID | None = None
     max_losses: int = 3
     limited: bool = False
+    compensate: str | None = None
     kind: Literal["tool", "child"] = "tool"
     child_trace_id: UUID | None = None
 

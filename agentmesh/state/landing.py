@@ -84,12 +84,12 @@ PARTS = {
      AND cl.status IN ('running', 'held', 'ready'))""",
     "new_calls": """nc AS (INSERT INTO mesh.calls (id, tenant_id, trace_id, step_id, group_id, slot, idx, slot_size, slot_mode,
      tool, label, args, needs, effect, inline, status, queue, task, priority, idem_key, timeout_s, max_attempts, max_losses,
-     backoff_s, backoff_cap_s, limited, kind, child_trace_id, n,
+     backoff_s, backoff_cap_s, limited, kind, child_trace_id, compensate, n,
      worker_id, child, deadline, rung_at)
    SELECT x.id, t.tenant_id, t.id, x.step_id, x.group_id, x.slot, x.idx, x.slot_size, x.slot_mode, x.tool, x.label, x.args,
      x.needs, x.effect, x.inline, CASE WHEN t.paused_at IS NOT NULL AND x.kind = 'tool' THEN 'held' ELSE x.status END,
      x.queue, x.task, x.priority, x.idem_key, x.timeout_s, x.max_attempts, x.max_losses, x.backoff_s,
-     x.backoff_cap_s, x.limited, x.kind, x.child_trace_id,
+     x.backoff_cap_s, x.limited, x.kind, x.child_trace_id, x.compensate,
      (x.status = 'running' AND t.worker_id IS NOT NULL)::int,
      CASE WHEN x.status = 'running' THEN t.worker_id END, CASE WHEN x.status = 'running' THEN t.child END,
      CASE WHEN x.status = 'running' AND t.worker_id IS NOT NULL
@@ -98,7 +98,7 @@ PARTS = {
    FROM t, jsonb_to_recordset(%(new_calls)s::jsonb) AS x(id uuid, step_id uuid, group_id uuid, slot int, idx int, slot_size int,
      slot_mode text, tool text, label text, args jsonb, needs text[], effect text, inline boolean, status text,
      queue text, task text, priority smallint, idem_key text, timeout_s float8, max_attempts int, max_losses int,
-     backoff_s float8, backoff_cap_s float8, limited boolean, kind text, child_trace_id uuid))""",
+     backoff_s float8, backoff_cap_s float8, limited boolean, kind text, child_trace_id uuid, compensate text))""",
     "attempts": """a AS (UPDATE mesh.attempts at SET ended_at = mesh.mesh_now(), outcome = x.outcome, error = x.error
    FROM t, jsonb_to_recordset(%(attempts)s::jsonb) AS x(id uuid, outcome text, error jsonb)
    WHERE at.id = x.id AND at.step_id = %(step)s AND at.tenant_id = t.tenant_id AND at.outcome IS NULL)""",

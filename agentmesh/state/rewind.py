@@ -37,6 +37,19 @@ UPDATE mesh.traces SET status = 'running', epoch = epoch + 1, worker_id = NULL, 
 RETURNING id, context_id, seq, steps
 """
 
+STOP = """
+UPDATE mesh.traces SET status = 'running', epoch = epoch + 1, worker_id = NULL, child = NULL, claim_id = NULL,
+  waits_for = NULL, wake_at = NULL, paused_at = NULL, seq = seq + 1, steps = steps + 1
+ WHERE id = %(trace)s AND tenant_id = %(tenant)s AND status IN ('running', 'waiting')
+RETURNING seq, steps, (SELECT max(m.iteration) FROM mesh.steps m WHERE m.trace_id = %(trace)s AND m.tenant_id = %(tenant)s)
+  AS iterations
+"""
+
+DROP_STEPS = """
+UPDATE mesh.steps SET status = 'cancelled', ended_at = mesh.mesh_now(), deadline = NULL, wake_at = NULL, rung_at = NULL
+ WHERE trace_id = %(trace)s AND tenant_id = %(tenant)s AND status IN ('ready', 'running', 'waiting', 'joined')
+"""
+
 LOCK_CALLS = """
 SELECT id FROM mesh.calls WHERE trace_id = %(trace)s AND tenant_id = %(tenant)s AND status IN ('held', 'ready', 'running')
  ORDER BY id FOR NO KEY UPDATE
@@ -57,6 +70,12 @@ UPDATE mesh.steps SET status = 'superseded', ended_at = coalesce(ended_at, mesh.
 END_ATTEMPTS = """
 UPDATE mesh.attempts SET outcome = 'stale', ended_at = mesh.mesh_now()
  WHERE trace_id = %(trace)s AND tenant_id = %(tenant)s AND outcome IS NULL
+"""
+
+TO_UNDO = """
+SELECT 1 FROM mesh.calls c JOIN mesh.steps s ON s.id = c.step_id AND s.tenant_id = c.tenant_id
+ WHERE c.trace_id = %(trace)s AND c.tenant_id = %(tenant)s AND c.status = 'done' AND c.compensate IS NOT NULL
+   AND s.ordinal >= %(ordinal)s LIMIT 1
 """
 
 START = """
@@ -142,12 +161,42 @@ def rewind(db: Database, *, tenant: str, trace_id: UUID, ordinal: int, by: str, 
         tx.count(DROP_CALLS, at)
         tx.count(END_ATTEMPTS, at)
         restored, parked = _restore(tx, at, row["context_id"], step["mem_seq"], after)
-        ring = _begin(tx, at, step, place=row["steps"])
+        undo = tx.one(TO_UNDO, at) is not None
+        ring = _begin(tx, at, step, place=row["steps"], undo=undo)
         body: dict[str, Json] = {"by": by, "to": step["node"], "step": ordinal, "restored": restored, "parked": parked}
         body |= {"reason": reason} if reason else {}
         tx.count(EVENT, at | {"seq": row["seq"], "name": "EXEC_ROLLBACK", "step": ring.id, "body": jsonb(body)})
         return Rewound(step["node"], tuple(restored), tuple(parked), (ring,))
     raise NotRewindable("this trace could not go back", value=str(trace_id))
+
+
+def undo(db: Database, *, tenant: str, trace_id: UUID, by: str, reason: str = "") -> Rewound:
+    """Nothing of the trace goes on: what its tools did is undone, newest first, and then it is cancelled.
+
+    Raises NotRewindable for a trace that has ended or not begun.
+    """
+    at: dict[str, Any] = {"trace": trace_id, "tenant": tenant, "ordinal": 0}
+    with db.begin() as tx:
+        row = tx.one(STOP, at)
+        if row is None:
+            raise NotRewindable(
+                "this trace does not run", value=str(trace_id), expected="one that has begun and not ended"
+            )
+        tx.all(LOCK_CALLS, at)
+        tx.count(DROP_STEPS, at)
+        tx.count(DROP_CALLS, at)
+        tx.count(END_ATTEMPTS, at)
+        action: dict[str, Json] = {"to": "compensate", "end": "cancelled"}
+        start = tx.one(START, at | {
+            "step": new_id(), "place": row["steps"], "iteration": row["iterations"] + 1, "action": jsonb(action),
+        })  # fmt: skip
+        if start is None:
+            raise psycopg.Rollback
+        ring = step_ring({f"step_{name}": value for name, value in start.items()}, trace_id)
+        body: dict[str, Json] = {"by": by, "undo": True} | ({"reason": reason} if reason else {})
+        tx.count(EVENT, at | {"seq": row["seq"], "name": "EXEC_ROLLBACK", "step": ring.id, "body": jsonb(body)})
+        return Rewound("compensate", (), (), (ring,))
+    raise NotRewindable("this trace could not be stopped", value=str(trace_id))
 
 
 def source(db: Database, *, tenant: str, trace_id: UUID) -> Row:
@@ -218,8 +267,11 @@ def _step(db: Database, at: dict[str, Any]) -> Row:
     return step
 
 
-def _begin(tx: Tx, at: dict[str, Any], step: Row, *, place: int) -> Ring:
+def _begin(tx: Tx, at: dict[str, Any], step: Row, *, place: int, undo: bool = False) -> Ring:
+    """The step that begins anew; with `undo` by undoing what was done since."""
     action: dict[str, Json] = {} if step["node"] == "start" else {"to": step["node"]}
+    if undo:
+        action = {"to": "compensate", "since": step["ordinal"], "then": step["node"]}
     row = tx.one(
         START, at | {"step": new_id(), "place": place, "iteration": step["iterations"] + 1, "action": jsonb(action)}
     )

@@ -231,6 +231,7 @@ calls = sa.Table(
     _text("slot_mode", default="all"),
     _flag("limited"),
     _uuid("child_trace_id"),
+    _text("compensate", null=True),
     _text("tool"),
     _text("label"),
     _json("args", default="{}"),

@@ -3,7 +3,8 @@
 ALTER TABLE mesh.traces ADD COLUMN state JSONB DEFAULT '{}' NOT NULL;
 
 ALTER TABLE mesh.steps ADD COLUMN state JSONB;
-ALTER TABLE mesh.calls ADD COLUMN limited BOOLEAN DEFAULT false NOT NULL, ADD COLUMN child_trace_id UUID;
+ALTER TABLE mesh.calls ADD COLUMN limited BOOLEAN DEFAULT false NOT NULL, ADD COLUMN child_trace_id UUID,
+  ADD COLUMN compensate TEXT;
 ALTER TABLE mesh.calls DROP CONSTRAINT slot_mode_known;
 ALTER TABLE mesh.calls ADD CONSTRAINT slot_mode_known CHECK (slot_mode IN ('all', 'first', 'each')) NOT VALID;
 ALTER TABLE mesh.calls VALIDATE CONSTRAINT slot_mode_known;

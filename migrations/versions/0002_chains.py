@@ -16,7 +16,8 @@ def upgrade() -> None:
 def downgrade() -> None:
     op.get_bind().connection.driver_connection.execute(
         "DROP TABLE mesh.signals; DROP INDEX mesh.steps_wake, mesh.calls_next, mesh.calls_owed, mesh.traces_held;"
-        "ALTER TABLE mesh.calls DROP COLUMN limited, DROP COLUMN child_trace_id, DROP CONSTRAINT slot_mode_known,"
+        "ALTER TABLE mesh.calls DROP COLUMN limited, DROP COLUMN child_trace_id, DROP COLUMN compensate,"
+        " DROP CONSTRAINT slot_mode_known,"
         " ADD CONSTRAINT slot_mode_known CHECK (slot_mode IN ('all', 'first'));"
         "ALTER TABLE mesh.steps DROP COLUMN state;"
         "ALTER TABLE mesh.traces DROP COLUMN state; ALTER TABLE mesh.workers DROP COLUMN stuck"
