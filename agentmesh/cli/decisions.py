@@ -54,8 +54,10 @@ def diff(
 ) -> None:
     """Ask another reasoner what a trace's reasoner was asked. Runs no tool and writes nothing; 1 when they differ."""
     from agentmesh.behavior.combined import Decision, Difference
+    from agentmesh.cli.worker import import_from_here
     from agentmesh.observation import timeline
 
+    import_from_here()
     with opened(ctx) as mesh:
         found = timeline.resolve(mesh.db, mesh.tenant, trace_id)
         first, point = _asked(mesh, found, step, file)

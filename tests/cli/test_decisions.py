@@ -48,6 +48,10 @@ def test_another_reasoner_is_asked_the_same_and_nothing_is_written(mesh_cli: Cli
         [{"n": 3}, {"n": 4}],
     )
     assert "different" in mesh_cli("agents", "diff", trace.id, "other.yaml").err
+    (tmp_path / "diff_mind.py").write_text("def decide(session):\n    return {'answer': session.payload['n'] + 1}\n")
+    (tmp_path / "python.yaml").write_text("agent: puppet\nreasoner: {python: 'diff_mind:decide'}\n")
+    mine = mesh_cli("agents", "diff", trace.id, "python.yaml", "--json").json["decisions"][0]
+    assert mine["decision"]["answer"] == 4
     assert lab.everything() == before
 
 
