@@ -83,7 +83,7 @@ MISTAKES = [
     ("chain: c\nsteps:\n  - {tools: [query_db], id: a}\n  - {jump_if: '1 + 1', then: a}\n",
      "c.yaml:4:15: a condition is neither true nor false · a comparison, or a field that is true or false"),
     ("chain: c\nsteps:\n  - {tools: [query_db], id: a}\n  - {jump_if: 'true', then: b}\n",
-     "c.yaml:4:29: no step has this id · one of a, end, fail, jump, next"),
+     "c.yaml:4:29: no step has this id · one of a, compensate, end, fail, jump, next"),
     ("chain: c\nsteps:\n  - {tools: [query_db], id: a}\n  - {jump: a}\n",
      "c.yaml:3:5: no way leads from this step to an end · a condition, or an end"),
     ("chain: c\nsteps:\n  - {finish: 1}\n  - {tools: [query_db]}\n",
