@@ -6,14 +6,17 @@ for which the gateway signs. Accepted is what the database has committed when th
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import dataclass
+from functools import cache
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, FastAPI, Header, Path, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.openapi.utils import get_openapi
 from starlette.exceptions import HTTPException
-from starlette.types import ASGIApp
+from starlette.middleware.cors import CORSMiddleware
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 import agentmesh
 from agentmesh.behavior.router import make_intent
@@ -64,19 +67,38 @@ class ACPGateway:
     """The ASGI application of one mesh: `gateway` itself is what a server runs."""
 
     def __init__(self, parts: Parts) -> None:
-        self.parts = parts
-        self.api = _api(parts)
-        describe(self.api)  # which makes every route ready now, not at its first request
+        self.parts, self.metrics, self.watcher = parts, metrics.Metrics(), stream.Watcher()
+        describe()  # which makes every route ready now, not at its first request
         section = parts.section
+        app: ASGIApp = _api()
+        if section.origins:
+            app = CORSMiddleware(
+                app, allow_origins=list(section.origins), allow_methods=["GET", "POST"],
+                allow_headers=["Authorization", "Content-Type", "Idempotency-Key", "Last-Event-ID"],
+            )  # fmt: skip
         host = section.address.rpartition(":")[0]
         own = (host, *LOOPBACK) if host in LOOPBACK else ()
-        self._app: ASGIApp = Threshold(
-            self.api, hosts=section.hosts or own, body_bytes=section.body, at_once=section.connections,
-            timeout_s=section.timeout, seen=self.api.state.metrics.seen,
+        self._app = Threshold(
+            app, hosts=section.hosts or own, body_bytes=section.body, at_once=section.connections,
+            timeout_s=section.timeout, seen=self.metrics.seen,
         )  # fmt: skip
 
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        await self._app(scope, receive, send)
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """ASGI. The routes, which all gateways of a process share, find theirs in the scope."""
+        if scope["type"] == "lifespan":
+            await self._live(receive, send)
+        else:
+            scope["gateway"] = self
+            await self._app(scope, receive, send)
+
+    async def _live(self, receive: Receive, send: Send) -> None:
+        """From the start to the end of the server, somebody looks for news."""
+        await receive()
+        look = asyncio.ensure_future(self.watcher.run(self.parts.db))
+        await send({"type": "lifespan.startup.complete"})
+        await receive()
+        look.cancel()
+        await send({"type": "lifespan.shutdown.complete"})
 
 
 # --- intents ----------------------------------------------------------------------------------------------------------
@@ -158,7 +180,7 @@ def _told(request: Request, response: Response, trace: Trace, new: bool) -> dict
     response.headers["Location"] = url
     response.status_code = 201 if new else 200
     if new:
-        request.app.state.metrics.accepted()
+        request.scope["gateway"].metrics.accepted()
     return {"id": trace.id, "status": trace.status(), "url": url}
 
 
@@ -179,36 +201,24 @@ def readyz(door: Door) -> dict[str, str]:
 @router.get("/metrics", summary="Figures for Prometheus", response_class=Response,
             responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}})  # fmt: skip
 def show_metrics(request: Request, door: Door, _who: Measurer) -> Response:
-    return Response(request.app.state.metrics.page(door.db), media_type=metrics.MEDIA)
+    return Response(request.scope["gateway"].metrics.page(door.db), media_type=metrics.MEDIA)
 
 
 @open_router.get("/openapi.json", include_in_schema=False)
-async def openapi(request: Request) -> Any:
-    return request.app.openapi()
+async def openapi() -> Any:
+    return describe()
 
 
 # --- the app ----------------------------------------------------------------------------------------------------------
 
 
-def _api(parts: Parts | None) -> FastAPI:
-    api = FastAPI(
-        title="agentmesh", version=agentmesh.__version__, openapi_url=None, docs_url=None, redoc_url=None,
-        redirect_slashes=False, lifespan=stream.lifespan, generate_unique_id_function=lambda route: route.name,
-    )  # fmt: skip
-    api.state.parts, api.state.metrics = parts, metrics.Metrics()
+@cache
+def _api() -> FastAPI:
+    api = FastAPI(openapi_url=None, docs_url=None, redoc_url=None, redirect_slashes=False)
     for one in (open_router, router, traces.router, stream.router):
         api.include_router(one)
-    api.add_exception_handler(Exception, _problem)
-    for kind in (MeshError, RequestValidationError, HTTPException):
+    for kind in (Exception, MeshError, RequestValidationError, HTTPException):
         api.add_exception_handler(kind, _problem)
-    api.openapi = lambda: describe(api)  # type: ignore[method-assign]
-    if parts is not None and parts.section.origins:
-        from starlette.middleware.cors import CORSMiddleware  # noqa: PLC0415 - seldom wanted
-
-        api.add_middleware(
-            CORSMiddleware, allow_origins=list(parts.section.origins), allow_methods=["GET", "POST"],
-            allow_headers=["Authorization", "Content-Type", "Idempotency-Key", "Last-Event-ID"],
-        )  # fmt: skip
     return api
 
 
@@ -222,7 +232,7 @@ async def _problem(request: Request, exc: Exception) -> Response:
         error = _misfit(exc)
     else:
         error = problems.as_mesh_error(exc)
-    request.app.state.metrics.refused(error.code)
+    request.scope["gateway"].metrics.refused(error.code)
     answer = problems.response(error, path)
     if isinstance(exc, HTTPException) and exc.headers:
         answer.headers.update(exc.headers)
@@ -238,14 +248,11 @@ def _misfit(exc: RequestValidationError) -> MeshError:
     return BadRequest("the request is not as its schema says", value=listed[0][0], expected=listed[0][1], faults=listed)
 
 
-def describe(api: FastAPI | None = None) -> dict[str, Any]:
+@cache
+def describe() -> dict[str, Any]:
     """The OpenAPI document of every release of this version: no setting changes it."""
-    api = api or _api(None)
-    known: dict[str, Any] | None = getattr(api.state, "document", None)
-    if known is not None:
-        return known
     made = get_openapi(
-        title="agentmesh", version=agentmesh.__version__, routes=api.routes,
+        title="agentmesh", version=agentmesh.__version__, routes=_api().routes,
         description="Hand intents to agents, read what happened, steer it. Errors are RFC 9457 problems.",
     )  # fmt: skip
     schemas = made["components"]["schemas"]
@@ -260,5 +267,4 @@ def describe(api: FastAPI | None = None) -> dict[str, Any]:
             operation["responses"].pop("422", None)
             operation["responses"]["4XX"] = problem | {"description": "Refused"}
             operation["responses"]["5XX"] = problem | {"description": "Not now"}
-    api.state.document = made
     return made

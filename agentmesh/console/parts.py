@@ -61,7 +61,7 @@ _bearer = HTTPBearer(auto_error=False, description="An API key of this mesh, or 
 
 
 async def parts_of(request: Request) -> Parts:
-    parts: Parts = request.app.state.parts
+    parts: Parts = request.scope["gateway"].parts
     return parts
 
 

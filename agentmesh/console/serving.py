@@ -63,7 +63,7 @@ class Server(uvicorn.Server):
         self._ready(f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}")
 
     async def shutdown(self, sockets: Any = None) -> None:
-        await self._gateway.api.state.watcher.close()  # live streams end as soon as it is told to stop
+        await self._gateway.watcher.close()  # live streams end as soon as it is told to stop
         await super().shutdown(sockets)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002 - uvicorn's signature

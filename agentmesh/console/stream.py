@@ -9,13 +9,13 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Annotated, Any
 from uuid import UUID
 
 import structlog
-from fastapi import APIRouter, Depends, FastAPI, Header, Query, Request
+from fastapi import APIRouter, Depends, Header, Query, Request
 from fastapi.concurrency import run_in_threadpool
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 
@@ -79,17 +79,6 @@ class Watcher:
                 del self._watched[key]
 
 
-@asynccontextmanager
-async def lifespan(api: FastAPI) -> AsyncIterator[None]:
-    """While the app runs, somebody looks for news."""
-    api.state.watcher = watcher = Watcher()
-    look = asyncio.ensure_future(watcher.run(api.state.parts.db))
-    try:
-        yield
-    finally:
-        look.cancel()
-
-
 @dataclass(frozen=True, slots=True)
 class Opened:
     """A stream that may begin."""
@@ -116,7 +105,7 @@ async def stream(
     request: Request, door: Door, asked: Annotated[Opened, Depends(opened)]
 ) -> AsyncIterator[ServerSentEvent]:
     """`id` is the event's number. `gap`: events are missing, read them where it says. `end`: nothing follows."""
-    watcher: Watcher = request.app.state.watcher
+    watcher: Watcher = request.scope["gateway"].watcher
     seen = asked.after
     while not watcher.closed:
         row = await run_in_threadpool(_status, door, asked)

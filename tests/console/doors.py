@@ -57,7 +57,7 @@ class Door:
         return self.stranger(Authorization=f"Bearer {token}")
 
     def stranger(self, **headers: str) -> httpx.Client:
-        made = httpx.Client(base_url=self.url, headers=headers, timeout=15, trust_env=False)
+        made = httpx.Client(base_url=self.url, headers=headers, timeout=15, trust_env=False, verify=False)
         self._clients.append(made)
         return made
 

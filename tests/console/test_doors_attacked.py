@@ -14,7 +14,7 @@ import pytest
 from joserfc import jwe, jwt
 from joserfc.jwk import OctKey, OKPKey, RSAKey
 
-from agentmesh.console.gateway import describe
+from agentmesh.console.gateway import _api, describe
 from agentmesh.records import new_id
 from agentmesh.state.keys import KeyTable
 from agentmesh.testing import need, race
@@ -223,7 +223,7 @@ def test_s47_no_route_opens_without_credentials(door: Door) -> None:
     url = door.client().post("/v1/intents", json=intent()).headers["location"]
     stranger, trace_id = door.stranger(), url.rpartition("/")[2]
     before = door.lab.everything()
-    registered = {(method, route.path) for route in every_route(door) for method in route.methods}
+    registered = {(method, route.path) for route in every_route() for method in route.methods}
     assert {path for _, path in registered} >= {path for _, path in operations()}
     for method, path in sorted(registered):
         status = stranger.request(method, filled(path, trace_id), json={} if method == "POST" else None).status_code
@@ -231,11 +231,11 @@ def test_s47_no_route_opens_without_credentials(door: Door) -> None:
     assert door.lab.everything() == before
 
 
-def every_route(door: Door) -> list[Any]:
+def every_route() -> list[Any]:
     """Every registered route, those of included routers among them, as the router itself holds them."""
     from fastapi.routing import APIRoute
 
-    found, waiting = [], list(door.mesh.gateway.api.routes)
+    found, waiting = [], list(_api().routes)
     while waiting:
         one = waiting.pop()
         inner = getattr(one, "routes", None) or getattr(getattr(one, "original_router", None), "routes", None)
