@@ -210,7 +210,9 @@ def _chosen(plan: BehaviorPlan, state: State, action: Action) -> Decision:
     place = plan.node(node.next) if node.next else None
     if not isinstance(place, plans.Tools) or place.slots is not None:
         return Fail(Failure("E_ACTION", f"the chain has no place for tools that {state.node} chooses", permanent=True))
-    return CallTools(place.id, action, state.iteration)
+    if state.steps >= state.policy.max_steps:
+        return Fail(_endless(state.policy))
+    return CallTools(place.id, action, state.iteration + plan.leads_back(node.id, place.id))
 
 
 def _obey(plan: BehaviorPlan, state: State, verdict: Verdict) -> Decision:
@@ -259,7 +261,9 @@ class _Walk:
         self._plan, self._state = plan, state
         self._at, self._iteration = state.node, state.iteration
         self._variables: dict[str, Json] = dict(state.variables)
+        self._result = state.result
         self._route = STRAIGHT
+        self._passed: set[str] = set()  # since the last jump: a way back that nothing counts has no end
 
     def on(self) -> Decision:
         """Past the step at hand."""
@@ -267,8 +271,8 @@ class _Walk:
 
     def turn(self, node: str, target: str, *, limit: int = plans.MAX_TURNS) -> Decision:
         """To where a jump or a failure leads, unless it was taken too often."""
-        problem = self._count(node, target, limit)
-        return problem or self.to(self._resolved(node, target))
+        found = self._turned(node, target, limit)
+        return self.to(found.target) if isinstance(found, _Onward) else found
 
     def to(self, target: str | None) -> Decision:
         """The decision that going to this node comes to."""
@@ -277,27 +281,30 @@ class _Walk:
                 if target in {plans.FAIL, plans.COMPENSATE}:
                     failure = Failure("E_CHAIN", f"{self._at} led to a failure", permanent=True)
                     return Fail(failure, self._route) if target == plans.FAIL else Undo(failure, self._route)
-                if self._plan.index(target) <= self._plan.index(self._at):
-                    self._iteration += 1
+                self._iteration += self._plan.leads_back(self._at, target)
                 self._at = target
-                node = self._plan.node(target)
-                if node.when is not None and not holds(node.when, self._variables, _source(node, "when")):
-                    target = node.next
-                    continue
-                found = self._move(node) if _is_move(node) else self._open(node)
+                if target in self._passed:
+                    return Fail(_circle(f"{target} comes round to itself without a step or a jump"), self._route)
+                self._passed.add(target)
+                found = self._enter(self._plan.node(target))
                 if not isinstance(found, _Onward):
                     return found
                 target = found.target
         except MeshError as exc:
             failure = Failure(exc.code, f"{exc.what}: {exc.value}"[:2000], permanent=True)
             return Fail(failure, self._route)
-        return Finish(self._state.result, route=self._route)
+        return Finish(self._result, route=self._route)
+
+    def _enter(self, node: plans.Place) -> Decision | _Onward:
+        if node.when is not None and not holds(node.when, self._variables, _source(node, "when")):
+            return _Onward(self._following(node.id))
+        return self._move(node) if _is_move(node) else self._open(node)
 
     def _move(self, node: plans.Place) -> Decision | _Onward:
         """What a node that is no step comes to."""
         match node:
             case plans.Finish(result=result):
-                return Finish(self._state.result if result is None else self._fill(node, result), route=self._route)
+                return Finish(self._result if result is None else self._fill(node, result), route=self._route)
             case plans.Give(code=code, message=message):
                 return Fail(Failure(code, str(self._fill(node, message)), permanent=True), self._route)
             case plans.Jump(then=then, limit=limit):
@@ -315,14 +322,10 @@ class _Walk:
                 raise AssertionError(f"{node.id} is a step")
         return _Onward(node.next)
 
-    def _turned(self, node: str, target: str, limit: int) -> Decision | _Onward:
-        return self._count(node, target, limit) or _Onward(self._resolved(node, target))
-
-    def _open(self, node: plans.Place) -> Decision:
+    def _open(self, node: plans.Place) -> Decision | _Onward:
         """The visit to a node that is a step."""
-        limit = self._state.policy.max_steps
-        if self._state.steps >= limit:
-            return Fail(Failure("E_STEP_LIMIT", f"no end within {limit} steps"), self._route)
+        if self._state.steps >= self._state.policy.max_steps:
+            return Fail(_endless(self._state.policy), self._route)
         match node:
             case plans.Reason():
                 return Visit(node.id, self._iteration, self._route)
@@ -347,12 +350,13 @@ class _Walk:
         action = Action(slots=slots, strategy=node.strategy, require=_need(node.require, len(slots)))
         return CallTools(node.id, action, self._iteration, route=self._route)
 
-    def _each(self, node: plans.ForEach) -> Decision:
+    def _each(self, node: plans.ForEach) -> Decision | _Onward:
         items = fill({"=": node.items}, self._variables, _source(node, "for_each"))
         if not isinstance(items, list):
             return Fail(Failure("E_RULE", f"{node.id} is for each of what is no list", permanent=True), self._route)
-        if not items:
-            return self._past_nothing(node)
+        if not items:  # there is nothing to do: its result is an empty list
+            self._result = self._variables["result"] = []
+            return _Onward(node.next)
         uses = []
         for index, item in enumerate(items):
             use = self._use(node, node.use, {"item": item, "index": index})
@@ -360,25 +364,13 @@ class _Walk:
         action = Action(slots=tuple(uses), strategy="parallel", require=_need(node.require, len(uses)))
         return CallTools(node.id, action, self._iteration, node.limit, self._route)
 
-    def _past_nothing(self, node: plans.ForEach) -> Decision:
-        """There is nothing to do: its result is an empty list, and the trace goes on."""
-        walk = _Walk(self._plan, replace(self._state, result=[]))
-        walk._at, walk._iteration, walk._route = node.id, self._iteration, self._route
-        walk._variables = self._variables | {"result": []}
-        return walk.to(node.next)
-
     def _rest(self, node: plans.Wait | plans.Signal | plans.Approval) -> Decision:
         match node:
             case plans.Wait(seconds=seconds, until=until, cron=cron):
-                filled, moment = self._fill(node, seconds), self._fill(node, until)
                 asked: dict[str, Json] = {"cron": cron, "timezone": node.timezone} if cron else {}
-                if filled is not None and (
-                    isinstance(filled, bool) or not isinstance(filled, int | float) or filled < 0
-                ):
-                    return Fail(Failure("E_RULE", f"{node.id} waits for what is no number of seconds", permanent=True))
-                return Rest(
-                    node.id, self._iteration, asked, filled, None if moment is None else str(moment), self._route
-                )
+                after_s = None if seconds is None else _seconds(node, self._fill(node, seconds))
+                moment = None if until is None else _moment(node, self._fill(node, until))
+                return Rest(node.id, self._iteration, asked, after_s, moment, self._route)
             case plans.Signal():
                 asked = {"signal": node.signal} | ({"schema": node.payload_schema} if node.payload_schema else {})
                 return Rest(node.id, self._iteration, asked, node.within_s, route=self._route)
@@ -393,20 +385,18 @@ class _Walk:
 
     # --- small parts
 
-    def _count(self, node: str, target: str, limit: int) -> Fail | None:
-        """Note that this way is taken; Fail when it was too often."""
-        turns = dict(self._state.turns if self._route.turns is None else self._route.turns)
-        turns[node] = turns.get(node, 0) + 1
-        self._route = replace(self._route, jumps=(*self._route.jumps, (node, target)), turns=turns)
-        if turns[node] > limit:
-            return Fail(Failure("E_LOOP_LIMIT", f"{node} jumped more than {limit} times", permanent=True), self._route)
-        return None
-
-    def _resolved(self, node: str, target: str) -> str | None:
-        """The node that a target names; None: the end."""
+    def _turned(self, node: str, target: str, limit: int) -> Fail | _Onward:
+        """Where a jump leads, which is noted; Fail when it was taken too often."""
+        turns = self._state.turns if self._route.turns is None else self._route.turns
+        taken = turns.get(node, 0) + 1
+        if taken > limit:
+            return Fail(_circle(f"{node} jumped more than {limit} times"), self._route)
+        jumps = (*self._route.jumps, (node, target))
+        self._route = replace(self._route, jumps=jumps, turns={**turns, node: taken})
+        self._passed.clear()
         if target == plans.NEXT:
-            return self._following(node)
-        return None if target == plans.END else target
+            return _Onward(self._following(node))
+        return _Onward(None if target == plans.END else target)
 
     def _following(self, name: str) -> str | None:
         """The node after this one; past the place for chosen tools, where a reasoner chose none."""
@@ -443,23 +433,30 @@ def _source(node: plans.Place, what: str) -> str:
     return f"node {node.id}, {what}"
 
 
-def _seconds(node: plans.Wait, value: Json) -> float | None:
+def _seconds(node: plans.Wait, value: Json) -> float:
     """Raises BadRule for what is no number of seconds."""
-    if value is None or (isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= MAX_WAIT_S):
+    if isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= MAX_WAIT_S:
         return value
-    raise BadRule(f"node {node.id} waits for what is no number of seconds", value=value)
+    raise BadRule(f"node {node.id} waits for what is no number of seconds", value=value,
+                  expected=f"a number from 0 to {MAX_WAIT_S}")  # fmt: skip
 
 
-def _moment(node: plans.Wait, value: Json) -> str | None:
+def _moment(node: plans.Wait, value: Json) -> str:
     """Raises BadRule for what is no moment."""
-    if value is None:
-        return None
     try:
         if isinstance(value, str) and datetime.fromisoformat(value).tzinfo is not None:
             return value
     except ValueError:
         pass
     raise BadRule(f"node {node.id} waits until what is no moment", value=value, expected="RFC 3339, with its zone")
+
+
+def _circle(why: str) -> Failure:
+    return Failure("E_LOOP_LIMIT", why, permanent=True)
+
+
+def _endless(policy: Policy) -> Failure:
+    return Failure("E_STEP_LIMIT", f"no end within {policy.max_steps} steps", permanent=True)
 
 
 def _need(require: Require, slots: int) -> Require:

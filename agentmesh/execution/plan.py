@@ -220,6 +220,10 @@ class BehaviorPlan(Record):
         """The place of a node; -1 is that of the start. Raises KeyError."""
         return -1 if name in VIRTUAL else self._places[name]
 
+    def leads_back(self, start: str, target: str) -> bool:
+        """Whether going there begins another iteration: no node is visited twice in one. Raises KeyError."""
+        return self.index(target) <= self.index(start)
+
     @cached_property
     def _places(self) -> dict[str, int]:
         return {one.id: n for n, one in enumerate(self.nodes)}
