@@ -444,6 +444,20 @@ class DatabaseNotMigrated(MeshError):
     next = "agentmesh db upgrade"
 
 
+class ReleaseTooOld(MeshError):
+    code = "E_RELEASE"
+    exit_code = 5
+    next = "agentmesh db status"
+
+
+class DatabaseBusy(MeshError):
+    """A table that a migration alters stayed locked."""
+
+    code = "E_DATABASE_BUSY"
+    exit_code = 5
+    next = "agentmesh db upgrade"
+
+
 class BrokerUnreachable(MeshError):
     code = "E_BROKER"
     exit_code = 5

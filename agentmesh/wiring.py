@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import importlib
 import importlib.metadata
-import json
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -48,7 +47,7 @@ from agentmesh.execution import chain
 from agentmesh.execution.answers import Answers
 from agentmesh.execution.callbacks import CallbackHandler
 from agentmesh.execution.executors import EXECUTORS
-from agentmesh.execution.plan import BehaviorPlan
+from agentmesh.execution.plan import BehaviorPlan, read_plan
 from agentmesh.execution.router import ToolRouter
 from agentmesh.execution.runner import Alone, ToolRunner
 from agentmesh.execution.tools import TOOLS, ToolRegistry
@@ -353,7 +352,7 @@ class Mesh:
             body = announced.plan(self.db, tenant_id, plan_hash)
             if body is None:
                 raise UnknownPlan("the plan that a trace follows is not kept", value=plan_hash)
-            known = self._plans[plan_hash] = BehaviorPlan.model_validate_json(json.dumps(body))
+            known = self._plans[plan_hash] = read_plan(body)
         return known
 
     @cached_property

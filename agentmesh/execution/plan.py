@@ -269,6 +269,16 @@ def _lean(value: Json) -> Json:
     return [_lean(one) for one in value] if isinstance(value, list) else value
 
 
+def read_plan(body: Json) -> BehaviorPlan:
+    """A plan as it is kept. Raises ValueError for one of a release that this one does not read.
+
+    Schema 1 knew one plan, the default one, in which the callback was a node of its own.
+    """
+    if isinstance(body, dict) and body.get("chain") == "default" and "callback" in jsontext.dumps(body, what="a plan"):
+        return default_plan()
+    return BehaviorPlan.model_validate_json(jsontext.dumps(body, what="a plan"))
+
+
 def default_plan() -> BehaviorPlan:
     """reason → tools, and round again while the callback says so."""
     return BehaviorPlan(

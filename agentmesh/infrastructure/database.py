@@ -213,6 +213,11 @@ class Database:
             if driver is None:
                 raise DatabaseUnreachable("the pool gave no connection")
             yield Tx(driver)
+        except psycopg.errors.FeatureNotSupported as exc:
+            if driver is None or exc.diag.source_function != "RevalidateCachedQuery":
+                raise
+            driver.close()  # a migration changed what its prepared statements return
+            raise psycopg.OperationalError("the schema changed while this connection was open") from exc
         finally:
             broken = driver is not None and driver.closed
             if broken:

@@ -1,5 +1,7 @@
 """The migrated schema equals the declared one, line by line of the catalog, whichever way it came about."""
 
+import gzip
+import json
 import os
 import subprocess
 import sys
@@ -10,6 +12,7 @@ import psycopg
 import pytest
 import sqlalchemy as sa
 
+from agentmesh.errors import ReleaseTooOld
 from agentmesh.infrastructure import migrate
 from agentmesh.state import catalog
 from agentmesh.state.tables import metadata
@@ -96,6 +99,52 @@ def test_the_first_schema_stays_what_it_was_released_as(make_database, migrated)
             connection.execute((SCRIPT.parent / f"{later}.sql").read_text())
     assert differences(lines(url), migrated) == ([], [])
     assert SNAPSHOT.read_text() == SCRIPT.read_text()
+
+
+# --- the release before on the newest schema
+
+RELEASED = sorted(
+    path.name.removesuffix(".statements.json.gz") for path in SNAPSHOT.parent.glob("*.statements.json.gz")
+)
+
+
+@pytest.mark.parametrize("released", RELEASED)
+def test_f30_every_statement_that_a_release_was_seen_to_send_is_understood(own_database, released):
+    """Recorded from its workers and producers: the statement as it was prepared, and the types of its parameters."""
+    recorded = json.loads(gzip.decompress(SNAPSHOT.with_name(f"{released}.statements.json.gz").read_bytes()))
+    refused = []
+    with psycopg.connect(own_database, autocommit=True) as connection:
+        types = dict(connection.execute("SELECT oid::int, oid::regtype::text FROM pg_type").fetchall())
+        for n, (statement, oids) in enumerate(recorded):
+            given = ", ".join(types.get(oid, "unknown") for oid in oids)
+            try:
+                connection.execute(f"PREPARE s{n}{f' ({given})' if given else ''} AS {statement}")
+            except psycopg.Error as exc:
+                refused.append((statement, str(exc)))
+    assert refused == []
+    assert len(recorded) > 50
+
+
+def test_f30_what_a_later_revision_adds_to_a_table_needs_no_value_of_older_code(make_database, own_database):
+    columns = """SELECT table_name, column_name, is_nullable = 'YES' OR column_default IS NOT NULL
+      FROM information_schema.columns WHERE table_schema = 'mesh'"""
+    url = make_database()
+    with psycopg.connect(url) as first, psycopg.connect(own_database) as newest:
+        first.execute(SNAPSHOT.read_text())
+        before = {(table, column) for table, column, _ in first.execute(columns)}
+        after = {(table, column): free for table, column, free in newest.execute(columns)}
+    assert before - after.keys() == set()
+    tables = {table for table, _ in before}
+    assert [key for key, free in after.items() if key not in before and key[0] in tables and not free] == []
+
+
+def test_f30_code_that_is_too_old_for_the_database_is_refused_and_told_what_it_needs(own_database):
+    with psycopg.connect(own_database, autocommit=True) as connection:
+        connection.execute("COMMENT ON SCHEMA mesh IS 'needs revision 0001_first, agentmesh 0.1.0'")
+        migrate.require(own_database)
+        connection.execute("COMMENT ON SCHEMA mesh IS 'needs revision 9000_other, agentmesh 7.0.0'")
+    with pytest.raises(ReleaseTooOld, match=r"agentmesh 7\.0\.0 or later"):
+        migrate.require(own_database)
 
 
 DRIFTS = [
