@@ -266,7 +266,7 @@ class Mesh:
         counted = section.rates_url.get_secret_value() if section.rates_url else self.broker_url
         return ACPGateway(Doors(
             section=section, mesh=name, db=self.db, blobs=self.blobs, keys=self.keys, client_of=self.client_of,
-            ring=self.doorbell.ring, now_s=now_s,
+            ring=self.doorbell.ring, answers=self.answers, now_s=now_s,
             authenticator=Authenticator(self.key_table, section, tenant=self.tenant, now_s=now_s, root=self._root),
             rates=Rates(section, counted if counted.startswith("redis") else None, mesh=name),
             streams=Streams(section), proxies=Proxies(section.proxies), cursor_key=self.key.derive("cursors"),

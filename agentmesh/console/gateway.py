@@ -10,6 +10,7 @@ import asyncio
 from dataclasses import dataclass
 from functools import cache
 from typing import Annotated, Any
+from uuid import UUID
 
 from fastapi import APIRouter, Depends, FastAPI, Header, Path, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
@@ -37,9 +38,9 @@ from agentmesh.console.parts import (
     read_json,
     takes,
 )
-from agentmesh.console.shapes import Accepted, Health, NewIntent, Order, Problem
+from agentmesh.console.shapes import Accepted, CallAnswer, Finished, Health, NewIntent, Order, Problem
 from agentmesh.console.threshold import Threshold
-from agentmesh.errors import BadRequest, MeshError
+from agentmesh.errors import BadRequest, MeshError, SecretMissing, Unauthenticated, UnknownCall
 from agentmesh.records import Intent, Name
 
 JOSE = "application/jose"
@@ -47,6 +48,7 @@ LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
 KEY = r"^[\x21-\x7e]{1,255}$"
 
 Key = Annotated[str | None, Header(alias="Idempotency-Key", pattern=KEY, description="The same key is the same trace.")]
+CallbackToken = Annotated[str, Path(max_length=256, description="What stands at the end of a callback URL.")]
 AgentName = Annotated[Name, Path(description="The agent.")]
 
 
@@ -184,6 +186,31 @@ def _told(request: Request, response: Response, trace: Trace, new: bool) -> dict
     return {"id": trace.id, "status": trace.status(), "url": url}
 
 
+@open_router.post(
+    "/v1/callbacks/{token}", response_model=Finished, summary="Answer a tool call that waits",
+    openapi_extra=takes(("application/json", {"$ref": "#/components/schemas/CallAnswer"})),
+)  # fmt: skip
+def answer(request: Request, door: Door, raw: Body, token: CallbackToken) -> dict[str, Any]:
+    """The path is the credential: whoever was given it may answer this one call, once."""
+    found: list[UUID] = []
+
+    def believe() -> Principal:
+        try:
+            call_id = door.answers.named(token)
+            found.append(call_id)
+            return Principal(door.answers.tenant_of(call_id), f"call:{call_id}", ())
+        except (UnknownCall, SecretMissing):
+            raise Unauthenticated("no call is answered here") from None
+
+    counted(request, door, believe)
+    said = read_json(CallAnswer, raw, media_of(request))
+    if "failed" in said.model_fields_set:
+        door.answers.fail(found[0], said.failed)
+        return {"id": found[0], "status": "failed"}
+    door.answers.finish(found[0], said.result)
+    return {"id": found[0], "status": "done"}
+
+
 # --- its own health ---------------------------------------------------------------------------------------------------
 
 
@@ -256,7 +283,7 @@ def describe() -> dict[str, Any]:
         description="Hand intents to agents, read what happened, steer it. Errors are RFC 9457 problems.",
     )  # fmt: skip
     schemas = made["components"]["schemas"]
-    for model in (NewIntent, Order, Envelope, Problem):
+    for model in (NewIntent, Order, CallAnswer, Envelope, Problem):
         schema = model.model_json_schema(ref_template="#/components/schemas/{model}", by_alias=True)
         schemas |= schema.pop("$defs", {}) | {model.__name__: schema}
     for name in ("HTTPValidationError", "ValidationError"):

@@ -25,6 +25,7 @@ from agentmesh.console import problems
 from agentmesh.console.auth import Authenticator, Principal
 from agentmesh.console.rates import Proxies, Rates, Streams
 from agentmesh.errors import BadRequest, Forbidden, Unauthenticated, UnknownPage
+from agentmesh.execution.answers import Answers
 from agentmesh.infrastructure import jsontext
 from agentmesh.infrastructure.database import Database
 from agentmesh.infrastructure.settings import GatewaySection
@@ -47,6 +48,7 @@ class Parts:
     keys: PublicKeys
     client_of: Callable[[str], DirectClient]
     ring: Callable[[Sequence[Ring]], None]
+    answers: Answers
     now_s: Callable[[], int]
     authenticator: Authenticator
     rates: Rates
@@ -148,10 +150,10 @@ def read_json(model: type[B], raw: bytes, media: str) -> B:
 
 
 def _whole(value: Json) -> Json:
-    """JSON does not tell 5.0 from 5, and neither do its schemas. Payloads stay as they came."""
+    """JSON does not tell 5.0 from 5, and neither do its schemas. Payloads and results stay as they came."""
     match value:
         case dict():
-            return {name: one if name == "payload" else _whole(one) for name, one in value.items()}
+            return {name: one if name in {"payload", "result"} else _whole(one) for name, one in value.items()}
         case list():
             return [_whole(one) for one in value]
         case float() if value.is_integer():

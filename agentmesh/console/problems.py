@@ -17,6 +17,8 @@ from starlette.responses import Response
 
 from agentmesh.errors import (
     BadRequest,
+    BadResult,
+    CallEnded,
     DatabaseUnreachable,
     DelegationTooDeep,
     EnvelopeRefused,
@@ -42,6 +44,7 @@ RETRY_AFTER_S = 2
 STATUS: dict[type[MeshError], int] = {
     PayloadTooLarge: 413, Unauthenticated: 401, EnvelopeRefused: 401, Forbidden: 403, RateLimited: 429,
     KeyConflict: 409, KeyContended: 409, NotRetryable: 409, TooLate: 409, TraceTaken: 409, DelegationTooDeep: 409,
+    BadResult: 422, CallEnded: 409,
 }  # fmt: skip
 BY_EXIT_CODE = {2: 422, 3: 404, 4: 403, 5: 503, 7: 504}
 AWAY = (psycopg.OperationalError, psycopg.InterfaceError, sa.exc.OperationalError, sa.exc.InterfaceError)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Annotated, Any, Generic, Literal, TypeVar
+from typing import Annotated, Any, Generic, Literal, Self, TypeVar
 from uuid import UUID
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, ValidationError, model_validator
 
 from agentmesh.errors import BadJson, BadPermission
 from agentmesh.infrastructure import jsontext
@@ -64,6 +64,23 @@ class Order(Record):
     tree: bool = False
 
 
+class CallAnswer(Record):
+    """How a tool call that waited has ended: with its result, or failed for good."""
+
+    model_config = ConfigDict(
+        hide_input_in_errors=True, json_schema_extra={"oneOf": [{"required": ["result"]}, {"required": ["failed"]}]}
+    )
+
+    result: Json = None
+    failed: Annotated[str, Field(min_length=1, max_length=2000)] = "-"
+
+    @model_validator(mode="after")
+    def _one(self) -> Self:
+        if len(self.model_fields_set) != 1:
+            raise ValueError("either a result or why it has failed")
+        return self
+
+
 class Answer(BaseModel):
     model_config = ConfigDict(extra="ignore")
 
@@ -74,6 +91,13 @@ class Accepted(Answer):
     id: UUID
     status: str
     url: str
+
+
+class Finished(Answer):
+    """The call that was answered, and what became of it."""
+
+    id: UUID
+    status: str
 
 
 class Steered(Answer):

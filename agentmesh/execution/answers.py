@@ -51,6 +51,10 @@ class Answers:
             raise UnknownCall("no call is answered here")
         return call_id
 
+    def tenant_of(self, call_id: UUID) -> str:
+        """Whose call it is. Raises UnknownCall."""
+        return str(later.find(self._db, call_id)["tenant_id"])
+
     def finish(self, call_id: UUID, result: Json, *, tenant: str | None = None) -> None:
         """The call ends with this result. Raises UnknownCall, CallEnded, or BadResult: then it waits on."""
         call = later.find(self._db, call_id, tenant=tenant)
