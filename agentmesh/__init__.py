@@ -30,6 +30,7 @@ _HOMES = {
     "MemoryEngine": "agentmesh.state.memory",
     "MemoryEntry": "agentmesh.state.memory",
     "ParallelExecutor": "agentmesh.execution.executors",
+    "RLPolicyReasoner": "agentmesh.behavior.learned",
     "ReasonerBase": "agentmesh.behavior.reasoners",
     "ReasonerRouter": "agentmesh.behavior.combined",
     "RuleReasoner": "agentmesh.behavior.reasoners",
@@ -69,6 +70,7 @@ __all__ = [
     "MemoryEngine",
     "MemoryEntry",
     "ParallelExecutor",
+    "RLPolicyReasoner",
     "ReasonerBase",
     "ReasonerRouter",
     "RuleReasoner",
@@ -91,6 +93,7 @@ __all__ = [
 if TYPE_CHECKING:
     from agentmesh.behavior.agents import define_agent
     from agentmesh.behavior.combined import HybridReasoner, ReasonerRouter
+    from agentmesh.behavior.learned import RLPolicyReasoner
     from agentmesh.behavior.llm import LLMReasoner
     from agentmesh.behavior.reasoners import ReasonerBase, RuleReasoner
     from agentmesh.behavior.router import BIRRouter

@@ -191,7 +191,8 @@ class Action(Record):
     """What a reasoner decided: an answer (then there are no slots), or tools and how to run them.
 
     A slot is tried or run in order: serial and fallback have one, parallel has one a tool, mixed as
-    many as it names. `candidates`, `propensity` and `policy_version` are recorded for rewards.
+    many as it names. `candidates` (by name, the chosen one first), `propensity` and `policy_version` are recorded for
+    rewards.
     """
 
     answer: Json = None

@@ -16,9 +16,9 @@ import agentmesh
 PUBLIC = [
     "ACPClient", "ACPGateway", "ACPServer", "Action", "AgentController", "AgentRegistry", "AgentRuntime",
     "BIRRouter", "BehaviorPlan", "CallbackHandler", "ContextBinder", "DataAdapter", "Executor", "HybridReasoner",
-    "LLMReasoner", "Later", "MemoryEngine", "MemoryEntry", "ParallelExecutor", "ReasonerBase", "ReasonerRouter",
-    "RuleReasoner", "RuntimeContainer", "SequentialExecutor", "SessionBuilder", "SessionManager", "TaskManager", "ToolContext",
-    "ToolRegistry", "ToolRouter", "Trace", "TraceWriter", "Verdict", "define_agent", "register_callback",
+    "LLMReasoner", "Later", "MemoryEngine", "MemoryEntry", "ParallelExecutor", "RLPolicyReasoner", "ReasonerBase",
+    "ReasonerRouter", "RuleReasoner", "RuntimeContainer", "SequentialExecutor", "SessionBuilder", "SessionManager", "TaskManager",
+    "ToolContext", "ToolRegistry", "ToolRouter", "Trace", "TraceWriter", "Verdict", "define_agent", "register_callback",
     "register_tool",
 ]  # fmt: skip
 HEAVY = {"celery", "kombu", "sqlalchemy", "psycopg", "pydantic", "pydantic_core", "structlog", "cryptography", "joserfc",

@@ -14,14 +14,15 @@ from typing import Annotated, Any
 from pydantic import Field, PrivateAttr, StringConstraints
 
 from agentmesh.behavior.combined import HybridReasoner, ReasonerRouter, Route, Veto, bind
-from agentmesh.behavior.declared import Desk, Models, OneReasoner, ReasonerSpec, RouteSpec, VetoSpec
+from agentmesh.behavior.declared import Desk, Models, OneReasoner, PolicySpec, ReasonerSpec, RouteSpec, VetoSpec
 from agentmesh.behavior.expressions import compile as compile_expression
+from agentmesh.behavior.learned import UNTAUGHT, RLPolicyReasoner
 from agentmesh.behavior.llm import LLMReasoner
 from agentmesh.behavior.reasoners import FunctionReasoner, Reasoner, ReasonerBase, RuleReasoner, read_action
 from agentmesh.behavior.session import VARIABLES
 from agentmesh.behavior.templates import compiled
-from agentmesh.errors import BadAgentFile, BadPermission, BadPolicy
-from agentmesh.infrastructure import yamlfiles
+from agentmesh.errors import BadAgentFile, BadJson, BadPermission, BadPolicy
+from agentmesh.infrastructure import jsontext, yamlfiles
 from agentmesh.infrastructure.yamltext import YamlText
 from agentmesh.records import (
     IntentName,
@@ -37,7 +38,7 @@ from agentmesh.records import (
 Version = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.+-]{0,63}$")]
 
 
-KINDS = ("rules", "python", "llm")
+KINDS = ("rules", "python", "llm", "policy")
 NO_MODELS = Models()
 Make = Callable[..., Reasoner]
 """Makes a reasoner of the parts a class of the user's is given: memory, tools, trace."""
@@ -267,7 +268,7 @@ def reasoner_maker(spec: OneReasoner, text: YamlText, path: tuple[str | int, ...
     if len(given) != 1 and given != ["rules", "llm"]:
         raise BadAgentFile(
             f"{text.where(*path)}: a reasoner is one of several kinds", value=", ".join(given) or None,
-            expected="one of rules, python, llm, route, or rules and llm together",
+            expected="one of rules, python, llm, policy, route, or rules and llm together",
         )  # fmt: skip
     if spec.veto and spec.llm is None:
         raise BadAgentFile(
@@ -277,6 +278,9 @@ def reasoner_maker(spec: OneReasoner, text: YamlText, path: tuple[str | int, ...
         return _route_maker(routes, text, (*path, "route"))
     if spec.python is not None:
         return _python_maker(spec.python, text.where(*path, "python"))
+    if spec.policy is not None:
+        learned = _learned(spec.policy, text, (*path, "policy"))
+        return lambda *_parts: learned
     rules = None
     if spec.rules is not None:
         rules = RuleReasoner(
@@ -301,6 +305,28 @@ def _route_maker(routes: Sequence[RouteSpec], text: YamlText, path: tuple[str | 
         for number, one in enumerate(routes)
     ]  # fmt: skip
     return lambda *parts: ReasonerRouter([Route(name, when or None, make(*parts)) for name, when, make in made])
+
+
+def _learned(spec: PolicySpec, text: YamlText, path: tuple[str | int, ...]) -> RLPolicyReasoner:
+    taught: Json = {"weights": {}, "version": UNTAUGHT}
+    if spec.file is not None:
+        try:
+            taught = jsontext.loads((Path(text.source).parent / spec.file).read_bytes(), what=spec.file)
+        except (OSError, BadJson) as exc:
+            raise BadAgentFile(
+                f"{text.where(*path, 'file')}: a policy cannot be read: {exc}", value=spec.file
+            ) from None
+    if (
+        not isinstance(taught, dict)
+        or not isinstance(taught.get("weights"), dict)
+        or not isinstance(taught.get("version"), str)
+    ):
+        raise BadAgentFile(f"{text.where(*path, 'file')}: this is no policy", value=spec.file,
+                           expected="what 'agentmesh agents learn' prints")  # fmt: skip
+    return RLPolicyReasoner(
+        spec.choices, taught["weights"], version=taught["version"], explore=spec.explore,
+        where=lambda *more: text.where(*path, "choices", *more),
+    )  # fmt: skip
 
 
 def _veto(spec: VetoSpec, text: YamlText, path: tuple[str | int, ...]) -> Veto:

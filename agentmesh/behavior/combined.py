@@ -58,7 +58,7 @@ class HybridReasoner(ReasonerBase):
             return chosen
         instead = parse_action(filled(veto.then, session.variables()))
         return instead.model_copy(
-            update={"candidates": (_choice(chosen), f"veto: {veto.why}"), "policy_version": chosen.policy_version}
+            update={"candidates": (f"veto: {veto.why}", _choice(chosen)), "policy_version": chosen.policy_version}
         )
 
     def _veto(self, action: Action, session: Session) -> Veto | None:

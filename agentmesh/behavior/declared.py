@@ -52,6 +52,14 @@ class LlmSpec(Record):
     """Other ones for single nodes."""
 
 
+class PolicySpec(Record):
+    """Actions by name to choose among by learnt weights; `file` is what `agentmesh agents learn` printed."""
+
+    choices: Annotated[dict[Name, dict[str, Json]], Field(min_length=2, max_length=100)]
+    file: str | None = None
+    explore: Annotated[float, Field(ge=0, le=1)] = 0.1
+
+
 class VetoSpec(Record):
     """What a model may not do: `when` also sees its `action`; `then` is done instead (None: it is refused)."""
 
@@ -61,11 +69,12 @@ class VetoSpec(Record):
 
 
 class OneReasoner(Record):
-    """Rules, Python code as "module:attribute", or a model; rules and a model together, the rules first."""
+    """Rules, Python code as "module:attribute", a model, or a learnt policy; rules and a model together, the rules first."""
 
     rules: tuple[dict[str, Json], ...] | None = None
     python: Attribute | None = None
     llm: LlmSpec | None = None
+    policy: PolicySpec | None = None
     veto: tuple[VetoSpec, ...] = ()
 
 

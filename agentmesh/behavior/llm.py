@@ -100,7 +100,9 @@ class LLMReasoner(ReasonerBase):
         except MeshError as exc:
             exc.about = spent.total()
             raise
-        return action.model_copy(update={"candidates": question.candidates, "policy_version": question.version})
+        chosen = list(dict.fromkeys(use.tool for slot in action.slots for use in slot)) or [ANSWER]
+        others = (one for one in question.candidates if one not in chosen)
+        return action.model_copy(update={"candidates": (*chosen, *others), "policy_version": question.version})
 
     # --- the question
 

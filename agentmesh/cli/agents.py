@@ -1,4 +1,4 @@
-"""`agentmesh agents list | show | diff`: whom workers announced, who is there to do their work, who would decide otherwise."""
+"""`agentmesh agents list | show | diff | learn`: whom workers announced, and how they decide."""
 
 from __future__ import annotations
 
@@ -6,13 +6,14 @@ from typing import Annotated
 
 import typer
 
-from agentmesh.cli.decisions import diff
+from agentmesh.cli.decisions import diff, learn
 from agentmesh.cli.output import document, moment, pairs, table
 from agentmesh.cli.session import Json, opened
 
 app = typer.Typer(name="agents", help="Agents that workers announced.", no_args_is_help=True)
 
 app.command("diff")(diff)
+app.command("learn")(learn)
 
 
 @app.command("list")

@@ -1,4 +1,5 @@
-"""`agentmesh feedback` and `agentmesh agents diff`: how well a decision turned out, and what another reasoner would do."""
+"""`agentmesh feedback`, `agents learn` and `agents diff`: how well decisions turned out, what that teaches, and what
+another reasoner would do."""
 
 from __future__ import annotations
 
@@ -10,6 +11,7 @@ import typer
 
 from agentmesh.cli.output import as_line, document, safe, say
 from agentmesh.cli.session import Json, opened
+from agentmesh.errors import NoDecision
 
 if TYPE_CHECKING:
     from agentmesh.behavior.combined import Decision
@@ -72,6 +74,26 @@ def diff(
         for name, one in zip(names, (first, second), strict=True):
             print(f"{name}\t{safe(as_line(_shown(one)['decision']))}")
     raise typer.Exit(int(not difference.same))
+
+
+def learn(
+    ctx: typer.Context,
+    agent: Annotated[str, typer.Argument(help="Its name.")],
+    limit: Annotated[int, typer.Option(min=1, max=1_000_000, help="The newest so many decisions.")] = 10_000,
+    temperature: Annotated[
+        float, typer.Option(min=0.001, help="How much worse a choice may be and still be taken.")
+    ] = 0.1,
+) -> None:
+    """Print the policy that an agent's rewards teach, as JSON; its file names it (reasoner: policy: file)."""
+    from agentmesh.behavior.learned import learn as learned
+    from agentmesh.observation import decisions
+
+    with opened(ctx) as mesh:
+        found = decisions.rewarded(mesh.db, mesh.tenant, agent, limit=limit)
+    policy = learned(found, temperature=temperature)
+    if not policy["weights"]:
+        raise NoDecision("no decision of this agent was rewarded, or none says how likely it was", value=agent)
+    document("policy", agent=agent, **policy)
 
 
 def _asked(mesh: Mesh, trace: Any, step: int | None, file: Path) -> tuple[Decision, Point]:

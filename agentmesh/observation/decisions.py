@@ -97,7 +97,7 @@ def point(
 
 
 def rewarded(db: Database, tenant: str, agent: str, *, limit: int = 1000) -> list[Row]:
-    """Decisions that earned rewards, newest traces first: what could be chosen, what was, how likely it was, by which
-    policy, and the sum of the rewards.
+    """Decisions that earned rewards, newest traces first: what could be chosen (the choice first), what it came to as an
+    action, how likely it was, by which policy, and the sum of the rewards.
     """
     return db.read(REWARDED, {"tenant": tenant, "agent": agent, "limit": limit})

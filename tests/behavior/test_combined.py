@@ -88,7 +88,7 @@ def test_the_model_decides_when_no_rule_matches(tmp_path: Path) -> None:
 def test_a_veto_with_another_action_has_the_last_word(tmp_path: Path) -> None:
     action, asked = decide(tmp_path, calls(("pay", '{"cents": 5000}')))
     assert (tool(action), asked) == (("ask_person", {"why": "bill"}), 1)
-    assert action.candidates == ("pay", "veto: more than 10.00 needs a person")
+    assert action.candidates == ("veto: more than 10.00 needs a person", "pay")
 
 
 def test_a_veto_without_one_is_said_to_the_model_once(tmp_path: Path) -> None:

@@ -211,7 +211,7 @@ def test_an_endpoint_without_tools_answers_in_json(output: str) -> None:
 
 def test_the_decision_carries_candidates_and_the_version_of_its_policy() -> None:
     first, second = decide(says("x")), decide(says("x"), prompt="You look twice.")
-    assert first.candidates == ("look", "answer")
+    assert first.candidates == ("answer", "look")
     assert str(first.policy_version).startswith("small@")
     assert first.policy_version != second.policy_version
     assert decide(says("y")).policy_version == first.policy_version
@@ -313,10 +313,14 @@ def test_a_schema_that_is_none_is_refused_when_it_is_read(schema: dict[str, Any]
 def test_what_the_documentation_shows_is_read_as_it_says(tmp_path: Path) -> None:
     document = (Path(__file__).parents[2] / "docs/llm.md").read_text()
     fenced = re.findall(r"^```(\w*)\n(.*?)^```$", document, re.MULTILINE | re.DOTALL)
-    (hybrid, routed), (prompt,) = ([text for kind, text in fenced if kind == wanted] for wanted in ("yaml", ""))
+    (hybrid, routed, learnt), (prompt,) = ([text for kind, text in fenced if kind == wanted] for wanted in ("yaml", ""))
     (tmp_path / "clerk.md").write_text(prompt)
     (tmp_path / "hybrid.yaml").write_text(hybrid)
     (tmp_path / "routed.yaml").write_text("agent: clerk\n" + routed)
+    (tmp_path / "learnt.yaml").write_text("agent: clerk\n" + learnt)
+    (tmp_path / "policy.json").write_text('{"version": "1", "weights": {"cheap": 1.0}}')
+    chances = load_agent_file(tmp_path / "learnt.yaml").make_reasoner().chances  # type: ignore[attr-defined]
+    assert chances == pytest.approx({"cheap": 0.95, "careful": 0.05})
     made = load_agent_file(tmp_path / "hybrid.yaml").make_reasoner()
     assert isinstance(made, HybridReasoner)
     assert made.select_action(session(payload={"kind": "greeting"})).answer == "Hello."

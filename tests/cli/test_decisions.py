@@ -29,6 +29,24 @@ def test_feedback_rewards_the_decision_and_says_which(mesh_cli: Cli, lab: Any) -
     assert mesh_cli("feedback", trace.id, "nan").code == 2
 
 
+def test_rewards_teach_a_policy_that_an_agent_file_can_name(mesh_cli: Cli, lab: Any, tmp_path: Path) -> None:
+    assert mesh_cli("agents", "learn", "puppet").code == 3
+    for name, other, reward in (("good", "bad", 1), ("bad", "good", 0)):
+        trace = lab.start(
+            {"answer": name, "candidates": [name, other], "propensity": 0.5, "policy_version": "untaught"}
+        )
+        lab.drain()
+        trace.feedback(reward)
+    taught = mesh_cli("agents", "learn", "puppet")
+    assert taught.json["values"] == {"good": 1.0, "bad": 0.0}
+    (tmp_path / "policy.json").write_text(taught.out)
+    choices = "{good: {answer: good}, bad: {answer: bad}}"
+    policy = f"{{choices: {choices}, file: policy.json, explore: 0}}"
+    (tmp_path / "taught.yaml").write_text(f"agent: puppet\nreasoner: {{policy: {policy}}}\n")
+    (chosen, _) = mesh_cli("agents", "diff", "@last", "taught.yaml", "--json").json["decisions"]
+    assert chosen["decision"]["answer"] == "good"
+
+
 def test_feedback_on_an_undecided_trace_exits_3(mesh_cli: Cli, lab: Any) -> None:
     trace = lab.start({"answer": 1})
     assert mesh_cli("feedback", trace.id, "1", "--json").problem["code"] == "E_DECISION_UNKNOWN"

@@ -80,7 +80,7 @@ def test_a_model_works_a_trace_and_every_question_is_recorded(bank: Bank, serve:
     assert [one["cost_usd"] for one in asked] == [pytest.approx(32e-6)] * 2
     assert asked[0]["prompt"].startswith('intent: "check"\npayload: {"order": 7}')
     assert '"order": 7' in asked[1]["prompt"].split("results: ")[1]
-    assert [one["candidates"] for one in chosen] == [["look", "answer"]] * 2
+    assert [one["candidates"] for one in chosen] == [["look", "answer"], ["answer", "look"]]
     assert [one["propensity"] for one in chosen] == [None, None]
     assert len({one["policy_version"] for one in asked + chosen}) == 1
     assert str(chosen[0]["policy_version"]).startswith("small@")
