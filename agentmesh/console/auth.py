@@ -26,8 +26,8 @@ from joserfc.errors import JoseError
 from joserfc.jwk import KeySet
 
 from agentmesh.communication.keys import api_key
-from agentmesh.errors import BadJson, BadPermission, BadSettings, Overloaded, Unauthenticated
-from agentmesh.infrastructure import jsontext
+from agentmesh.errors import BadJson, BadPermission, BadSettings, MeshError, Overloaded, Unauthenticated
+from agentmesh.infrastructure import jsontext, outbound
 from agentmesh.infrastructure.settings import GatewaySection
 from agentmesh.records import Json, check_permissions, grants_cover
 from agentmesh.state.keys import KeyTable
@@ -163,7 +163,7 @@ class _Issuer:
                 try:
                     self._keys, self._again_at = self._read(), now + JWKS_AGAIN_S
                     self._fresh_until = now + JWKS_FRESH_S
-                except (OSError, httpx.HTTPError, JoseError, ValueError, TypeError, KeyError) as exc:
+                except (OSError, httpx.HTTPError, MeshError, JoseError, ValueError, TypeError, KeyError) as exc:
                     log.warning("the issuer's keys cannot be read", where=self._where, why=type(exc).__name__)
                     self._again_at = now + JWKS_PATIENCE_S
             if not self._keys:
@@ -179,15 +179,9 @@ class _Issuer:
 
 
 def _fetched(url: str) -> bytes:
-    """What stands there, if it is not too much. Raises httpx.HTTPError, ValueError."""
-    text = b""
-    with httpx.Client(timeout=JWKS_PATIENCE_S, trust_env=False) as client, client.stream("GET", url) as answer:
-        answer.raise_for_status()  # a redirect is an error, too
-        for piece in answer.iter_bytes():
-            text += piece
-            if len(text) > MAX_JWKS_BYTES:
-                raise ValueError("too much")
-    return text
+    """What stands there. Raises httpx.HTTPError (for a redirect, too) or AnswerRefused."""
+    with outbound.client(outbound.configured(url), within_s=JWKS_PATIENCE_S, most_bytes=MAX_JWKS_BYTES) as client:
+        return client.get(url).raise_for_status().content
 
 
 def _tenants(listed: tuple[str, ...], own: str) -> dict[str, str]:

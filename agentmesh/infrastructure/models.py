@@ -7,7 +7,6 @@ Nothing is asked twice here: whoever asks is told whether asking again can help.
 
 from __future__ import annotations
 
-import ipaddress
 import json
 import time
 from collections.abc import Mapping
@@ -20,13 +19,12 @@ import openai
 
 from agentmesh.errors import MeshError, ModelBusy, ModelOverLimit, ModelRefused, ModelUnreachable, TimedOut
 from agentmesh.infrastructure.logging import MASK
-from agentmesh.infrastructure.outbound import Reach, client
+from agentmesh.infrastructure.outbound import client, configured
 from agentmesh.records import Json
 
 HEADERS = frozenset({
     "accept", "accept-encoding", "authorization", "connection", "content-length", "content-type", "host", "user-agent",
 })  # fmt: skip
-ANYWHERE = (ipaddress.IPv4Network("0.0.0.0/0"), ipaddress.IPv6Network("::/0"))
 LONGEST_WAIT_S = 3600.0
 """What an endpoint may ask us to wait."""
 SHOWN = 300
@@ -68,10 +66,8 @@ class Endpoint:
     """Where a model is asked; safe to use from several threads. Its address is configuration, so it may be a private one."""
 
     def __init__(self, base_url: str, key: str | None = None) -> None:
-        url = httpx.URL(base_url)
         self._base_url, self._key = base_url, key or ""
-        port = url.port or (443 if url.scheme == "https" else 80)
-        self._reach = Reach(hosts=(url.host.lower(),), ports=(port,), private=ANYWHERE)
+        self._reach = configured(base_url)
 
     def ask(self, body: Mapping[str, Json], bounds: Bounds) -> Reply:
         """The answer to this chat-completions request, which is read as a stream.

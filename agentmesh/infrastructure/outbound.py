@@ -34,6 +34,7 @@ CLOSED_V4 = tuple(map(ipaddress.IPv4Network, (
 )))  # fmt: skip
 OPEN_V6 = ipaddress.IPv6Network("2000::/3")
 CLOSED_V6 = tuple(map(ipaddress.IPv6Network, ("2001::/23", "2001:db8::/32", "2002::/16", "3fff::/20")))
+ANYWHERE = (ipaddress.IPv4Network("0.0.0.0/0"), ipaddress.IPv6Network("::/0"))
 NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
 
 
@@ -50,6 +51,12 @@ class Reach:
     def allows(self, address: Address) -> bool:
         plain = _plain(address)
         return is_public(plain) or any(plain in network for network in self.private)
+
+
+def configured(url: str) -> Reach:
+    """The reach of a call to a URL that configuration alone names: its host and port, wherever they are."""
+    made = httpx.URL(url)
+    return Reach((made.host.lower(),), (made.port or (443 if made.scheme == "https" else 80),), ANYWHERE)
 
 
 def is_public(address: Address) -> bool:

@@ -21,6 +21,7 @@ from agentmesh.testing import need, race
 from agentmesh.wiring import now_s
 from tests.console.doors import Door, envelope, intent, problem
 from tests.console.test_gateway import JOSE, producer, signed
+from tests.sites import Site, saying
 
 OPEN = {"/livez", "/readyz", "/openapi.json"}
 ISSUER, AUDIENCE = "https://login.example", "https://mesh.example"
@@ -189,6 +190,26 @@ def test_an_issuer_whose_keys_cannot_be_had_is_told_as_such(
     problem(answer, 503, "E_OVERLOADED")
     assert int(answer.headers["retry-after"]) >= 1
     assert door.client().get("/v1/traces").status_code == 200  # an API key needs no issuer
+
+
+@pytest.mark.parametrize("fault", [None, "redirect", "endless"])
+def test_s37_the_issuers_keys_are_read_within_limits_and_from_nowhere_else(
+    make_door: Callable[..., Door], issuer: dict[str, Any], tmp_path: Path, fault: str | None
+) -> None:
+    keys = (tmp_path / "jwks.json").read_text()
+    site, elsewhere = Site(), Site()
+    elsewhere.answer = saying(keys, kind="application/json")
+    answers = {
+        None: saying(keys, kind="application/json"),
+        "redirect": saying("", status=302, location=f"{elsewhere.url}/keys"),
+        "endless": saying(keys + " " * 300_000, kind="application/json"),
+    }
+    site.answer = answers[fault]
+    door = make_door(**issuer["flags"] | {"gateway__jwks": f"{site.url}/keys"})
+    answer = door.client(token=token_of(issuer)).get("/v1/traces")
+    for one in (site, elsewhere):
+        one.close()
+    assert (answer.status_code, elsewhere.seen) == (503 if fault else 200, [])
 
 
 # --- what is not yours ------------------------------------------------------------------------------------------------
