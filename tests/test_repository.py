@@ -159,7 +159,8 @@ def test_the_wheel_holds_migrations_and_the_demos_data(wheel: Path) -> None:
         names = set(archive.namelist())
     for needed in (
         "demo/banking77.csv.gz", "demo/BANKING77.md", "demo/report.css",
-        "demo/report_agent.yaml", "demo/complaint_analysis_agent.yaml", "state/invariants.sql",
+        "demo/report_agent.yaml", "demo/complaint_analysis_agent.yaml", "demo/with_model/complaint_analysis_agent.yaml",
+        "state/invariants.sql",
     ):  # fmt: skip
         assert f"agentmesh/{needed}" in names
     scripts = {

@@ -189,6 +189,8 @@ class LLMReasoner(ReasonerBase):
         if reply.finish == "length":
             raise BadAction("the model was cut off at its limit of tokens", value=self.spec.max_tokens,
                             expected="a shorter answer")  # fmt: skip
+        if reply.finish == "content_filter":
+            raise BadAction("the endpoint withheld what the model said", value=reply.finish, expected="an action")
         action = parse_action(self._said(reply))
         if not action.slots and self._fits is not None:
             self._fits(action.answer)

@@ -79,7 +79,8 @@ class Endpoint:
         try:
             with client(self._reach, within_s=bounds.seconds, most_bytes=bounds.bytes) as http:
                 http.event_hooks["request"].append(self._strip)
-                said = self._heard(http, {**body, "stream": True, "stream_options": {"include_usage": True}}, bounds)
+                asked = {"stream_options": {"include_usage": True}, **body, "stream": True}
+                said = self._heard(http, {key: one for key, one in asked.items() if one is not None}, bounds)
         except openai.APIStatusError as exc:
             self._refused(exc.status_code, exc.response.headers, exc.message)
         except (openai.OpenAIError, httpx.HTTPError, httpx.StreamError, ValueError, RecursionError) as exc:

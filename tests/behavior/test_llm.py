@@ -155,6 +155,22 @@ def test_s54_nothing_of_a_payload_says_where_and_how_a_model_is_asked() -> None:
     assert "authorization" not in server.asked[0].headers
 
 
+def test_a_prompt_that_is_too_large_is_asked_of_nobody() -> None:
+    with model_server(says("x")) as server, pytest.raises(BadAction, match="the prompt is too large"):
+        reasoner(server).select_action(session(payload={"text": "x" * 1_100_000}))
+    assert server.asked == []
+
+
+def test_fields_of_the_request_are_the_files_to_set_and_to_leave_out() -> None:
+    with model_server(says("x")) as server:
+        reasoner(server, body={"stream_options": None, "max_completion_tokens": 9, "stream": False}).select_action(
+            session()
+        )
+    body = server.asked[0].body
+    assert (body["max_completion_tokens"], body["stream"]) == (9, True)
+    assert not {"stream_options", "max_tokens"} & set(body)
+
+
 # --- keys
 
 
@@ -230,6 +246,7 @@ WRONG: list[tuple[Step, type[MeshError]]] = [
     (calls(("look", "[7]")), BadAction),
     (says(""), BadAction),
     (says("half a sent", finish="length"), BadAction),
+    (says("I", finish="content_filter"), BadAction),
 ]
 
 
