@@ -52,7 +52,8 @@ class Session:
     """One decision's view of its trace.
 
     `memory` is keyed `type:key` as in the views of memory; `results` holds the earlier results by
-    label, `vars` what the chain has set; `step` counts the steps of the trace and `iteration` the visits to this node, from 0.
+    label, `steps` what each node last came to, `vars` what the chain has set; `step` counts the steps of the
+    trace and `iteration` the visits to this node, from 0.
     Everything but `notes` is fixed.
     """
 
@@ -65,6 +66,7 @@ class Session:
     payload: Mapping[str, Json] = field(default_factory=dict)
     memory: Mapping[str, Json] = field(default_factory=dict)
     results: Mapping[str, Json] = field(default_factory=dict)
+    steps: Mapping[str, Json] = field(default_factory=dict)
     vars: Mapping[str, Json] = field(default_factory=dict)
     result: Json = None
     step: int = 0
@@ -108,7 +110,7 @@ class Session:
 
 
 VARIABLES = (
-    "intent", "payload", "memory", "results", "vars", "result", "step", "iteration", "from_", "context_id",
+    "intent", "payload", "memory", "results", "steps", "vars", "result", "step", "iteration", "from_", "context_id",
     "agent", "tenant", "node", "policy",
 )  # fmt: skip
 """The names expressions know; each is a field of Session."""

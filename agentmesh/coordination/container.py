@@ -83,8 +83,30 @@ class AgentRuntime:
             self._alone(ring)
 
     def run(self, session: Taken) -> str:
-        """Run it as far as it goes here: done, failed, waiting, retrying, paused or lost."""
-        return self.executor.run(session)
+        """Run it as far as it goes here: done, failed, waiting, retrying, paused or lost.
+
+        Where branches run beside one another, others of them are taken as long as there are any to take.
+        """
+        outcome = self.executor.run(session)
+        while outcome == "waiting" and self.executor.branches(session.trace):
+            claim = new_id()
+            row = traces.free(self._db, session.trace.id, agent=self.agent.spec.agent)
+            if row is None or row["step_id"] is None:
+                break
+            ring = Ring(
+                "step",
+                row["step_id"],
+                row["step_epoch"],
+                session.trace.queue,
+                f"agent.{session.trace.agent}",
+                row["id"],
+            )
+            with self.note("step", ring.id, claim):
+                taken = self.prepare_context(ring, claim)
+                if taken is None:
+                    break
+                outcome = self.executor.run(taken)
+        return outcome
 
 
 class RuntimeContainer:

@@ -78,6 +78,8 @@ class State:
     result: Json = None
     variables: Mapping[str, Json] = field(default_factory=dict)
     turns: Mapping[str, int] = field(default_factory=dict)
+    marks: Mapping[str, str] = field(default_factory=dict)
+    open: tuple[str, ...] = ()
 
 
 # --- decisions
@@ -87,13 +89,16 @@ class State:
 class Route:
     """What was passed on the way to a decision: jumps, as (from, to), and the variables and turns after it.
 
-    `vars` and `turns` None: as before. `sent` are errands that nobody waits for: (node, label, payload) each.
+    `vars`, `turns` and `open` None: as before. `marks` are the nodes that have ended and how, `open` those that have begun
+    and not ended, both only in plans with branches. `sent` are errands that nobody waits for: (node, label, payload) each.
     """
 
     jumps: tuple[tuple[str, str], ...] = ()
     sent: tuple[tuple[str, str, Json], ...] = ()
     vars: Mapping[str, Json] | None = None
     turns: Mapping[str, int] | None = None
+    marks: Mapping[str, str] | None = None
+    open: tuple[str, ...] | None = None
 
 
 STRAIGHT = Route()
@@ -150,6 +155,14 @@ class Send:
 
 
 @dataclass(frozen=True, slots=True)
+class Branch:
+    """End this step; each of these nodes begins, side by side. None of them: others are open, and go on."""
+
+    nodes: tuple[str, ...] = ()
+    route: Route = STRAIGHT
+
+
+@dataclass(frozen=True, slots=True)
 class Undo:
     """End this step and undo what the trace's tools have done, newest first; then the trace fails with `failure`."""
 
@@ -182,14 +195,14 @@ class Fail:
     route: Route = STRAIGHT
 
 
-Decision = CallTools | Handle | Visit | Rest | Send | Undo | Again | Finish | Fail
+Decision = CallTools | Handle | Visit | Rest | Send | Branch | Undo | Again | Finish | Fail
 
 
 def advance(plan: BehaviorPlan, state: State) -> Decision:
     """The one next decision for the step at hand; same facts in, same decision out."""
     match state.fact:
         case Began(at=node):
-            return Undo() if node == plans.COMPENSATE else _Walk(plan, state).to(node or plan.first.id)
+            return _begun(plan, state, node)
         case Decided(action=action):
             return _chosen(plan, state, action) if action.slots else Handle()
         case Joined(ok=ok, failure=failure):
@@ -202,6 +215,14 @@ def advance(plan: BehaviorPlan, state: State) -> Decision:
             return _after_failure(plan, state, broke)
         case _:
             assert_never(state.fact)
+
+
+def _begun(plan: BehaviorPlan, state: State, node: str | None) -> Decision:
+    if node == plans.COMPENSATE:
+        return Undo()
+    if node is None and plan.branches:
+        return _Branches(plan, state).after(None)
+    return _Walk(plan, state).to(node or plan.first.id)
 
 
 def _chosen(plan: BehaviorPlan, state: State, action: Action) -> Decision:
@@ -218,9 +239,9 @@ def _chosen(plan: BehaviorPlan, state: State, action: Action) -> Decision:
 def _obey(plan: BehaviorPlan, state: State, verdict: Verdict) -> Decision:
     match verdict.kind:
         case "continue":
-            return _Walk(plan, state).on()
+            return _Branches(plan, state).after("done") if plan.branches else _Walk(plan, state).on()
         case "goto":
-            if verdict.to is None or verdict.to not in {one.id for one in plan.nodes}:
+            if plan.branches or verdict.to is None or verdict.to not in {one.id for one in plan.nodes}:
                 return Fail(Failure("E_CALLBACK", f"the verdict goes to a node that is not there: {verdict.to}"))
             return _Walk(plan, state).to(verdict.to)
         case "finish":
@@ -241,6 +262,8 @@ def _failed(plan: BehaviorPlan, state: State, failure: Failure) -> Decision:
         target = (node.on_timeout if failure.code == "E_TIMEOUT" else None) or node.on_fail or target
     if target == plans.COMPENSATE:
         return Undo(failure)
+    if plan.branches and target == plans.NEXT:
+        return _Branches(plan, state).after("failed")
     return Fail(failure) if target in {None, plans.FAIL} else _Walk(plan, state).turn(state.node, str(target))
 
 
@@ -264,6 +287,24 @@ class _Walk:
         self._result = state.result
         self._route = STRAIGHT
         self._passed: set[str] = set()  # since the last jump: a way back that nothing counts has no end
+
+    @property
+    def route(self) -> Route:
+        return self._route
+
+    def along(self, route: Route) -> _Walk:
+        """This walk, with what has been passed so far."""
+        self._route = route
+        return self
+
+    def passes(self, node: plans.Place) -> Decision | str | None:
+        """How a node of a plan with branches ends at once, or the decision that ends the trace; None: it is a step."""
+        if node.when is not None and not holds(node.when, self._variables, _source(node, "when")):
+            return "skipped"
+        if not _is_move(node):
+            return None
+        found = self._move(node)
+        return "done" if isinstance(found, _Onward) else found
 
     def on(self) -> Decision:
         """Past the step at hand."""
@@ -418,6 +459,45 @@ class _Walk:
 
     def _fill(self, node: plans.Place, value: Json, more: Mapping[str, Json] | None = None) -> Json:
         return fill(value, {**self._variables, **more} if more else self._variables, _source(node, "value"))
+
+
+class _Branches:
+    """What may begin when a step of a plan with branches has ended: every node whose needs have."""
+
+    def __init__(self, plan: BehaviorPlan, state: State) -> None:
+        self._plan, self._state = plan, state
+        self._walk = _Walk(plan, state)
+
+    def after(self, mark: str | None) -> Decision:
+        """The decision once the node at hand has ended so; None: the trace begins."""
+        marks, running = dict(self._state.marks), list(self._state.open)
+        if mark is not None:
+            marks[self._state.node] = mark
+            running = [one for one in running if one != self._state.node]
+        begun: list[str] = []
+        try:
+            while (node := self._next(marks, {*running, *begun})) is not None:
+                ended = self._walk.passes(node)
+                if ended is None:
+                    begun.append(node.id)
+                elif isinstance(ended, str):
+                    marks[node.id] = ended
+                else:
+                    return ended
+        except MeshError as exc:
+            return Fail(Failure(exc.code, f"{exc.what}: {exc.value}"[:2000], permanent=True))
+        route = replace(self._walk.route, marks=marks, open=(*running, *begun))
+        if len(begun) == 1 and not running:
+            return self._walk.along(route).to(begun[0])
+        if begun or running:
+            return Branch(tuple(begun), route)
+        return Finish(self._state.result, route=route)
+
+    def _next(self, marks: Mapping[str, str], begun: set[str]) -> plans.Place | None:
+        for node in self._plan.nodes:
+            if node.id not in marks and node.id not in begun and all(one in marks for one in node.needs or ()):
+                return node
+        return None
 
 
 @dataclass(frozen=True, slots=True)

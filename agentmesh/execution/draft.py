@@ -200,7 +200,9 @@ class Position:
             case "tools" if self.for_each:
                 return {"results": {self.node: result.value}, "failures": list(result.failures), "ok": result.ok}
             case "tools" | "delegate":
-                return {"results": self.results(), "failures": list(result.failures), "ok": result.ok}
+                kept = {"results": self.results(), "failures": list(result.failures), "ok": result.ok}
+                done = [one.call["label"] for one in self.calls if one.call["status"] == "done"]
+                return kept | ({"last": done[-1]} if done and not self.results_by_label else {})
             case _:
                 return self.kept
 
@@ -225,6 +227,7 @@ class Draft:
         self.state: dict[str, Json] | None = None
         self.waits_for: str | None = None
         self.listens: tuple[UUID, str] | None = None
+        self.closes = False
 
     def event(self, name: str, step_id: UUID | None = None, *, call_id: UUID | None = None, **body: Json) -> None:
         if not self.at.policy.record_trace:
@@ -259,6 +262,7 @@ class Draft:
             tuple(self.events), steps, tuple(self.new_steps), tuple(self.calls), tuple(self.new_calls),
             tuple(self.attempts), tuple(self.new_attempts), tuple(self.memory), tuple(self.effects), tuple(self.children),
             self.end, keep, letters=tuple(self.letters), state=self.state, waits_for=self.waits_for, listens=self.listens,
+            closes=self.closes,
         )  # fmt: skip
         landed = traces.commit(db, self.at.held, change)
         self.at.fate.landed += landed is not None

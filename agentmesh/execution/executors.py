@@ -38,7 +38,7 @@ from agentmesh.execution.views import HostedAgent, Parts, Views, answered
 from agentmesh.infrastructure.faults import point
 from agentmesh.records import Action, Failure, Json, Policy, Strategy, new_id
 from agentmesh.state.changes import DeadLetter, NewAttempt, NewTrace
-from agentmesh.state.traces import Taken
+from agentmesh.state.traces import Held, Taken
 
 log = structlog.get_logger("agentmesh.executor")
 
@@ -70,6 +70,10 @@ class Executor:
         while at is not None:
             last, at = at, self._step(at)
         return last.outcome
+
+    def branches(self, held: Held) -> bool:
+        """Whether steps of this trace may be open beside one another."""
+        return self._mover.branches(held)
 
     # --- one step -------------------------------------------------------------------------------------------------
 

@@ -12,11 +12,12 @@ from uuid import UUID
 
 import structlog
 
-from agentmesh.errors import BadPayload, MeshError
+from agentmesh.errors import BadPayload, MeshError, UnknownPlan
 from agentmesh.execution import plan as plans
 from agentmesh.execution.advance import (
     Again,
     Began,
+    Branch,
     CallTools,
     Decision,
     Fact,
@@ -65,6 +66,13 @@ class Mover:
             return self._agent.plan
         return self._parts.plan(held.tenant_id, held.plan_hash)
 
+    def branches(self, held: Held) -> bool:
+        """Whether steps of this trace may be open beside one another; where its plan is gone, they may."""
+        try:
+            return self.plan(held).branches
+        except UnknownPlan:
+            return True
+
     def node(self, at: Position) -> Any:
         """The node of the step at hand; None at the start, and where what was done is undone."""
         return None if at.node in plans.VIRTUAL else self.plan(at.held).node(at.node)
@@ -81,8 +89,11 @@ class Mover:
     def decide(self, at: Position, fact: Fact, *, result: Json = None) -> Decision:
         plan = self.plan(at.held)
         variables = self._views.variables(at, plan.reads, result)
-        turns = at.held.state.get("turns") or {}
-        return advance(plan, State(at.node, at.iteration, at.held.steps, at.policy, fact, result, variables, turns))
+        kept = at.held.state
+        return advance(plan, State(
+            at.node, at.iteration, at.held.steps, at.policy, fact, result, variables, kept.get("turns") or {},
+            kept.get("marks") or {}, tuple(kept.get("open") or ()),
+        ))  # fmt: skip
 
     # --- what is done
 
@@ -98,6 +109,8 @@ class Mover:
                 return self._visit(at, draft, decision, failure)
             case Rest():
                 return self._rest(at, draft, decision, failure)
+            case Branch():
+                return self._branch(at, draft, decision, failure)
             case Undo():
                 return self._undo(at, draft, decision, failure)
             case CallTools() | Send():
@@ -125,11 +138,12 @@ class Mover:
             _sent(draft, self._child(at, errand, payload))
         for start, target in route.jumps:
             draft.event("EXEC_JUMP", node=start, to=target)
-        if route.vars is None and route.turns is None:
+        if route.vars is None and route.turns is None and route.open is None:
             return
         state = dict(at.held.state)
         state |= {} if route.vars is None else {"vars": dict(route.vars)}
         state |= {} if route.turns is None else {"turns": dict(route.turns)}
+        state |= {} if route.open is None else {"marks": dict(route.marks or {}), "open": list(route.open)}
         size = len(jsontext.dumps(state, what="the variables of the chain").encode())
         if size > MAX_VARS_BYTES:
             raise BadPayload("the variables of the chain are too large", value=f"{size} bytes",
@@ -171,7 +185,7 @@ class Mover:
             new_id(), decision.node, node.kind, "waiting", decision.iteration, at.held.steps + 1, at.step_id, action=asked,
             wake_s=seconds, wake_at=self._parts.moment(asked) if "cron" in asked else decision.until, waits_for=waits_for,
         )  # fmt: skip
-        draft.waits_for = waits_for
+        draft.waits_for = None if self.branches(at.held) else waits_for
         draft.listens = (step.id, node.signal) if node.kind == "signal" else None
         draft.event("EXEC_WAIT", step.id, node=decision.node, waits_for=waits_for)
         landed = self._opened(at, draft, step, failure, keep=False)
@@ -195,6 +209,27 @@ class Mover:
         if landed is not None:
             self._parts.ring([_first_ring(child) for child in draft.children])
         return landed
+
+    def _branch(self, at: Position, draft: Draft, decision: Branch, failure: Failure | None) -> Position | None:
+        """Each node begins with a step of its own, which whoever is free takes; here one after another."""
+        _ends(draft, failure)
+        heads = [
+            NewStep(
+                new_id(), plans.START, plans.START, "ready", at.iteration, at.held.steps + place, action={"to": node}
+            )
+            for place, node in enumerate(decision.nodes, 1)
+        ]  # fmt: skip
+        draft.new_steps += heads
+        landed = draft.land(self._parts.db, keep=False)
+        point("callback.after_commit")
+        if landed is None:
+            return at.lost()
+        held = at.held
+        up = _up(held.priority)
+        self._parts.ring([
+            Ring("step", one.id, 1, held.queue, f"agent.{held.agent}", held.id, up) for one in heads
+        ] + [_first_ring(child) for child in draft.children])  # fmt: skip
+        return at.left("waiting")
 
     # --- child traces
 
@@ -319,6 +354,7 @@ class Mover:
             refused = {"error": failure_of(exc, code=exc.code).as_json()}
             draft.letters += [_parked(at, one, refused) for one in done]
             return self._after(at, draft, spec, failure)
+        draft.closes = self.branches(held)
         draft.event("EXEC_COMPENSATE", tools=[one["label"] for one in done])
         asked = (step.action or {}) | {"undo": spec, "calls": [str(one["id"]) for one in done]}
         return self.call(at, draft, call, replace(step, action=asked), dispatch, failure=failure)
@@ -357,6 +393,7 @@ class Mover:
     ) -> Position | None:
         """End the trace. `failure`: the step at hand has failed with it."""
         _ends(draft, failure)
+        draft.closes = self.branches(at.held)
         match decision:
             case Finish(result=result):
                 value = self._views.aside(at, result, "the result of the trace")

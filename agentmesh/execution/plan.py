@@ -42,6 +42,7 @@ MAX_TURNS = 100
 class Place(Record):
     """What every node has. `next` None: the trace ends after it. `when` false: it is passed over.
 
+    `needs` are the nodes that have to end before it begins (None: it is reached by a way); see BehaviorPlan.branches.
     `policy` stands above the agent's and below the intent's. `on_fail` and `on_timeout` name where a step goes that
     did not succeed (None: the trace fails).
     """
@@ -53,6 +54,7 @@ class Place(Record):
     on_fail: Name | None = None
     on_timeout: Name | None = None
     otherwise: Otherwise = "next"
+    needs: tuple[Name, ...] | None = None
 
 
 class Reason(Place):
@@ -228,10 +230,17 @@ class BehaviorPlan(Record):
     def _places(self) -> dict[str, int]:
         return {one.id: n for n, one in enumerate(self.nodes)}
 
+    @cached_property
+    def branches(self) -> bool:
+        """Whether its nodes begin when those they need have ended, side by side, rather than one after another."""
+        return any(one.needs is not None for one in self.nodes)
+
     @property
     def opening(self) -> tuple[str, str]:
         """Node and kind of the step that a trace begins with."""
-        return (self.first.id, "reason") if isinstance(self.first, Reason) and not self.first.when else (START, START)
+        if isinstance(self.first, Reason) and not self.first.when and not self.branches:
+            return self.first.id, "reason"
+        return START, START
 
     @cached_property
     def reads(self) -> frozenset[str]:

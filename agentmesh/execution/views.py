@@ -78,7 +78,10 @@ class Views:
         """What the expressions of a plan may name, of that what they do name."""
         own: dict[str, Json] = {"vars": at.held.state.get("vars") or {}, "result": result}
         wanted = set(names) - own.keys() - set(EACH)
-        return (structured(**self._values(at)).variables(wanted) if wanted else {}) | own
+        found = structured(**self._values(at)).variables(wanted) if wanted else {}
+        if "steps" in found:
+            found["steps"] |= {at.node: result}  # its row will say so with this decision
+        return found | own
 
     def _values(self, at: Position) -> dict[str, Any]:
         held, parts = at.held, self._parts
@@ -92,10 +95,15 @@ class Views:
             found = parts.sessions.results(held.tenant_id, held.id) if held.steps > 1 else {}
             return {key: expand(held.tenant_id, value) for key, value in (found | at.results()).items()}
 
+        def visited() -> dict[str, Json]:
+            found = parts.sessions.steps(held.tenant_id, held.id)
+            return {key: expand(held.tenant_id, value) for key, value in found.items()}
+
         return {
             "trace_id": str(held.id), "context_id": held.context_id, "tenant": held.tenant_id, "agent": held.agent,
             "intent": held.intent, "from_": held.from_id, "payload": expand(held.tenant_id, held.payload),
             "memory": Lazy(lambda: ours(remembered)), "results": Lazy(lambda: ours(known)),
+            "steps": Lazy(lambda: ours(visited)),
             "vars": held.state.get("vars") or {}, "step": held.steps, "iteration": at.iteration - 1, "node": at.node,
             "locale": held.locale, "permissions": held.permissions, "tools": self._agent.spec.tools, "policy": at.policy,
         }  # fmt: skip

@@ -203,6 +203,7 @@ class Change:
 
     It changes one step at most, and of calls and attempts only those of that step. `state` None: as before;
     `waits_for`: what the trace waits for from now on; `listens`: its new step, and the signal that one waits for.
+    `closes`: nothing else of the trace stays open.
     """
 
     events: tuple[Event, ...] = ()
@@ -222,6 +223,7 @@ class Change:
     state: Json = None
     waits_for: str | None = None
     listens: tuple[UUID, str] | None = None
+    closes: bool = False
 
 
 def plain(value: Any) -> dict[str, Json]:

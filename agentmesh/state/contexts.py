@@ -21,6 +21,13 @@ SELECT node, kind, iteration, status, output FROM (
 """
 
 
+BY_NODE = """
+SELECT DISTINCT ON (node) node, kind, action->>'strategy' AS strategy, output FROM mesh.steps
+ WHERE trace_id = %(trace)s AND tenant_id = %(tenant)s AND status IN ('done', 'failed') AND kind NOT IN ('start', 'group')
+   AND output IS NOT NULL ORDER BY node, ordinal DESC LIMIT %(limit)s
+"""
+
+
 class ContextBinder:
     """Which context a trace belongs to, and which traces a context has."""
 
@@ -69,3 +76,21 @@ class SessionManager:
             output = self._blobs.expand(tenant_id, row["output"]) or {}
             found |= output.get("results") or {}
         return found
+
+    def steps(self, tenant_id: str, trace_id: UUID) -> dict[str, Json]:
+        """What each node of the trace came to when it was last visited, of at most 1,000 nodes."""
+        rows = self._db.once(BY_NODE, {"tenant": tenant_id, "trace": trace_id, "limit": 1000})
+        return {row["node"]: _result(row, self._blobs.expand(tenant_id, row["output"]) or {}) for row in rows}
+
+
+def _result(row: Row, output: dict[str, Json]) -> Json:
+    match row["kind"]:
+        case "reason":
+            return output.get("answer")
+        case "tools" | "delegate":
+            results = output.get("results") or {}
+            if row["strategy"] in {"parallel", "mixed"} and row["node"] not in results:
+                return results
+            return results.get(output.get("last", row["node"]))
+        case _:
+            return output.get("value")

@@ -13,7 +13,7 @@ from uuid import UUID
 
 from agentmesh.errors import NotRetryable
 from agentmesh.infrastructure.database import Database, Row, Tx, jsonb
-from agentmesh.records import Json, Ring
+from agentmesh.records import Json, Ring, new_id
 from agentmesh.state.calls import call_ring, step_ring
 
 REOPEN_TRACE = """
@@ -54,6 +54,28 @@ RETURNING id, epoch, queue, agent, priority
 """
 
 
+# Only plans with branches keep which of their nodes are open.
+BRANCHES = """
+SELECT o.node FROM mesh.traces t, jsonb_array_elements_text(t.state->'open') AS o(node)
+ WHERE t.id = %(trace)s AND t.tenant_id = %(tenant)s
+   AND o.node <> (SELECT coalesce(s.action->>'to', s.node) FROM mesh.steps s WHERE s.id = %(step)s AND s.tenant_id = %(tenant)s)
+"""
+
+BEGIN_AGAIN = """
+WITH t AS (UPDATE mesh.traces SET steps = steps + 1 WHERE id = %(trace)s AND tenant_id = %(tenant)s
+  RETURNING id, tenant_id, steps, queue, agent, priority)
+INSERT INTO mesh.steps (id, tenant_id, trace_id, ordinal, node, iteration, kind, status, queue, agent, priority, action, rung_at)
+SELECT %(id)s, t.tenant_id, t.id, t.steps, 'start', 1 + (SELECT max(m.iteration) FROM mesh.steps m WHERE m.trace_id = t.id
+   AND m.tenant_id = t.tenant_id), 'start', 'ready', t.queue, t.agent, t.priority,
+  jsonb_build_object('to', %(node)s::text), mesh.mesh_now() FROM t
+"""
+
+HEADS = """
+SELECT id, epoch, queue, agent, priority FROM mesh.steps WHERE trace_id = %(trace)s AND tenant_id = %(tenant)s
+  AND kind = 'start' AND status = 'ready' AND action->>'to' = ANY(%(nodes)s)
+"""
+
+
 def retry(db: Database, *, tenant: str, trace_id: UUID, by: str) -> list[Ring]:
     """The failed trace runs again from the step that failed, its dead letters are settled; the rings that are owed.
 
@@ -69,11 +91,21 @@ def retry(db: Database, *, tenant: str, trace_id: UUID, by: str) -> list[Ring]:
             raise NotRetryable("no step of this trace failed: a verdict ended it", value=str(trace_id),
                                next="agentmesh submit")  # fmt: skip
         at |= {"step": step["id"]}
+        closed = _begin_again(tx, at)
         if step["kind"] == "tools" and step["wins"] < step["need"]:
-            return _reopen_tools(tx, at)
+            return closed + _reopen_tools(tx, at)
         row = tx.one(REOPEN_STEP, at | {"status": "ready", "phase": step["phase"], "pending": 0, "wins": step["wins"]})
-        return [_step_ring(row, trace_id)] if row else []
+        return closed + ([_step_ring(row, trace_id)] if row else [])
     return []
+
+
+def _begin_again(tx: Tx, at: dict[str, Any]) -> list[Ring]:
+    """Branches that the failure had closed begin again."""
+    rows = tx.all(BRANCHES, at)
+    for row in rows:
+        tx.count(BEGIN_AGAIN, at | {"id": new_id(), "node": row["node"]})
+    began = tx.all(HEADS, at | {"nodes": [row["node"] for row in rows]}) if rows else []
+    return [_step_ring(row, at["trace"]) for row in began]
 
 
 def _reopen_tools(tx: Tx, at: dict[str, Any]) -> list[Ring]:

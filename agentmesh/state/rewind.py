@@ -18,11 +18,14 @@ from agentmesh.records import Json, Ring, new_id
 from agentmesh.state import memory
 from agentmesh.state.calls import step_ring
 from agentmesh.state.changes import MemoryWrite, NewTrace
+from agentmesh.state.closing import close
 from agentmesh.state.dispatch import insert
 
 STEP = """
 SELECT s.id, s.ordinal, s.node, s.kind, s.iteration, s.mem_seq, s.state, s.status, b.kind AS before_kind,
   b.ordinal AS before_ordinal, jsonb_array_length(coalesce(b.action->'slots', '[]')) AS chosen,
+  s.ordinal > 1 AND EXISTS (SELECT 1 FROM mesh.traces t WHERE t.id = s.trace_id AND t.tenant_id = s.tenant_id
+    AND t.state ? 'open') AS branches,
   (SELECT max(m.iteration) FROM mesh.steps m WHERE m.trace_id = s.trace_id AND m.tenant_id = s.tenant_id) AS iterations
  FROM mesh.steps s LEFT JOIN mesh.steps b ON b.id = s.after_step_id AND b.tenant_id = s.tenant_id
  WHERE s.trace_id = %(trace)s AND s.tenant_id = %(tenant)s AND s.ordinal = %(ordinal)s AND s.kind <> 'group'
@@ -45,31 +48,9 @@ RETURNING seq, steps, (SELECT max(m.iteration) FROM mesh.steps m WHERE m.trace_i
   AS iterations
 """
 
-DROP_STEPS = """
-UPDATE mesh.steps SET status = 'cancelled', ended_at = mesh.mesh_now(), deadline = NULL, wake_at = NULL, rung_at = NULL
- WHERE trace_id = %(trace)s AND tenant_id = %(tenant)s AND status IN ('ready', 'running', 'waiting', 'joined')
-"""
-
-LOCK_CALLS = """
-SELECT id FROM mesh.calls WHERE trace_id = %(trace)s AND tenant_id = %(tenant)s AND status IN ('held', 'ready', 'running')
- ORDER BY id FOR NO KEY UPDATE
-"""
-
-DROP_CALLS = """
-UPDATE mesh.calls SET status = 'cancelled', ended_at = mesh.mesh_now(), worker_id = NULL, child = NULL, claim_id = NULL,
-  deadline = NULL, wake_at = NULL, epoch = epoch + 1, cancel_owed = kind = 'child'
- WHERE trace_id = %(trace)s AND tenant_id = %(tenant)s AND status IN ('held', 'ready', 'running')
-"""
-
 SUPERSEDE = """
-UPDATE mesh.steps SET status = 'superseded', ended_at = coalesce(ended_at, mesh.mesh_now()), deadline = NULL, wake_at = NULL,
-  rung_at = NULL
- WHERE trace_id = %(trace)s AND tenant_id = %(tenant)s AND ordinal >= %(ordinal)s AND status <> 'superseded'
-"""
-
-END_ATTEMPTS = """
-UPDATE mesh.attempts SET outcome = 'stale', ended_at = mesh.mesh_now()
- WHERE trace_id = %(trace)s AND tenant_id = %(tenant)s AND outcome IS NULL
+UPDATE mesh.steps SET status = 'superseded'
+ WHERE trace_id = %(trace)s AND tenant_id = %(tenant)s AND ordinal >= %(ordinal)s AND status <> 'superseded' RETURNING id
 """
 
 TO_UNDO = """
@@ -156,10 +137,8 @@ def rewind(db: Database, *, tenant: str, trace_id: UUID, ordinal: int, by: str, 
         row = tx.one(REOPEN, at | {"state": jsonb(step["state"])})
         if row is None:
             raise NotRewindable("a cancelled trace, and one that has not begun, cannot go back", value=str(trace_id))
-        tx.all(LOCK_CALLS, at)
-        after = [one["id"] for one in tx.all(f"{SUPERSEDE} RETURNING id", at)]
-        tx.count(DROP_CALLS, at)
-        tx.count(END_ATTEMPTS, at)
+        close(tx, at)
+        after = [one["id"] for one in tx.all(SUPERSEDE, at)]
         restored, parked = _restore(tx, at, row["context_id"], step["mem_seq"], after)
         undo = tx.one(TO_UNDO, at) is not None
         ring = _begin(tx, at, step, place=row["steps"], undo=undo)
@@ -182,10 +161,7 @@ def undo(db: Database, *, tenant: str, trace_id: UUID, by: str, reason: str = ""
             raise NotRewindable(
                 "this trace does not run", value=str(trace_id), expected="one that has begun and not ended"
             )
-        tx.all(LOCK_CALLS, at)
-        tx.count(DROP_STEPS, at)
-        tx.count(DROP_CALLS, at)
-        tx.count(END_ATTEMPTS, at)
+        close(tx, at)
         action: dict[str, Json] = {"to": "compensate", "end": "cancelled"}
         start = tx.one(START, at | {
             "step": new_id(), "place": row["steps"], "iteration": row["iterations"] + 1, "action": jsonb(action),
@@ -261,6 +237,10 @@ def _step(db: Database, at: dict[str, Any]) -> Row:
         raise NotRewindable("this trace has no such step", value=str(at["ordinal"]),
                             next=f"agentmesh trace show {at['trace']}")  # fmt: skip
     step = rows[0]
+    if step["branches"]:
+        raise NotRewindable(
+            "branches of this trace run beside one another", value=str(step["ordinal"]), expected="step 1"
+        )
     if step["kind"] == "tools" and step["before_kind"] == "reason" and step["chosen"]:
         raise NotRewindable("this step runs what the reasoner before it chose", value=str(step["ordinal"]),
                             expected=f"step {step['before_ordinal']}, which decides again")  # fmt: skip

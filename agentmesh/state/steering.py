@@ -17,6 +17,7 @@ from agentmesh.errors import UnknownTrace
 from agentmesh.infrastructure.database import Database, Row, Tx, jsonb
 from agentmesh.records import Json, Ring, new_id
 from agentmesh.state.calls import call_ring, step_ring
+from agentmesh.state.closing import close
 from agentmesh.state.deliveries import END_COLUMNS, INSERT_END
 
 OPEN = "status IN ('held', 'queued', 'running', 'waiting')"
@@ -70,28 +71,6 @@ WITH t AS (UPDATE mesh.traces SET status = 'cancelled', cancelled_at = mesh.mesh
  {INSERT_END}
 INSERT INTO mesh.events (trace_id, seq, tenant_id, name, body)
  SELECT id, seq, tenant_id, 'EXEC_CANCEL', %(body)s::jsonb FROM t RETURNING trace_id
-"""
-
-LOCK_CALLS = """
-SELECT id FROM mesh.calls WHERE trace_id = %(trace)s AND tenant_id = %(tenant)s AND status IN ('held', 'ready', 'running')
- ORDER BY id FOR NO KEY UPDATE
-"""
-
-DROP_CALLS = """
-UPDATE mesh.calls SET status = 'cancelled', ended_at = mesh.mesh_now(), worker_id = NULL, child = NULL, claim_id = NULL,
-  deadline = NULL, wake_at = NULL, epoch = epoch + 1, cancel_owed = kind = 'child'
- WHERE trace_id = %(trace)s AND tenant_id = %(tenant)s AND status IN ('held', 'ready', 'running')
-"""
-
-DROP_STEPS = """
-UPDATE mesh.steps SET status = 'cancelled', ended_at = mesh.mesh_now(), deadline = NULL, wake_at = NULL, rung_at = NULL
- WHERE trace_id = %(trace)s AND tenant_id = %(tenant)s AND status IN ('ready', 'running', 'waiting', 'joined')
-"""
-
-# Whoever still runs these is too late.
-END_ATTEMPTS = """
-UPDATE mesh.attempts SET outcome = 'stale', ended_at = mesh.mesh_now()
- WHERE trace_id = %(trace)s AND tenant_id = %(tenant)s AND outcome IS NULL
 """
 
 BELOW = f"""
@@ -170,9 +149,7 @@ def _cancel(db: Database, at: dict[str, Any], by: str, reason: str, *, tree: boo
     with db.begin() as tx:
         if tx.one(CANCEL, at | {"body": _said(by, reason), "tree": tree, "delivery": new_id()}) is None:
             raise psycopg.Rollback
-        tx.all(LOCK_CALLS, at)
-        for drop in (DROP_CALLS, DROP_STEPS, END_ATTEMPTS):
-            tx.count(drop, at)
+        close(tx, at)
         return True
     return False
 

@@ -18,6 +18,7 @@ from agentmesh.infrastructure.database import Database, Row, Tx, jsonb
 from agentmesh.records import Json, new_id
 from agentmesh.state import deliveries, inbox, landing, memory
 from agentmesh.state.changes import Change, MemoryWrite, NewStep, plain
+from agentmesh.state.closing import close
 from agentmesh.state.dispatch import child_rows
 
 
@@ -144,7 +145,8 @@ SELECT 1 FROM mesh.steps WHERE id = %(row)s AND epoch = %(epoch)s AND status IN 
 OPEN_STEP = """
 SELECT t.id, t.status, t.epoch, s.id AS step_id, s.epoch AS step_epoch FROM mesh.traces t
   LEFT JOIN mesh.steps s ON s.trace_id = t.id AND s.tenant_id = t.tenant_id AND s.status IN ('ready', 'joined')
- WHERE t.id = %(trace)s AND t.agent = %(agent)s LIMIT 1
+   AND (s.wake_at IS NULL OR s.wake_at <= mesh.mesh_asof())
+ WHERE t.id = %(trace)s AND t.agent = %(agent)s ORDER BY s.ordinal LIMIT 1
 """
 
 # Whatever a dropped call still returns is stale; its worker may also die and never say so.
@@ -319,12 +321,15 @@ def commit(db: Database, held: Held, change: Change) -> Landed | None:
     heard: list[Row | None] = [None]
 
     def once() -> Row | None:
-        if not long_term and change.listens is None:
+        if not long_term and change.listens is None and not change.closes:
             rows = db.once(sql, params)
             return rows[0] if rows else None
         with db.begin() as tx:
             row = tx.one(sql, params)
             if row is not None:
+                if change.closes:
+                    at = {"trace": held.id, "tenant": held.tenant_id}
+                    close(tx, at, besides=[one.id for one in change.new_steps])
                 _remember(tx, held, long_term, change.new_steps)
                 if change.listens is not None:
                     step, name = change.listens

@@ -63,8 +63,8 @@ MISTAKES = [
      " · did you mean query_db?")),
     (one("{reasoner: thnk}"), "c.yaml:3:16: a reasoner of this name is not known · one of think · did you mean think?"),
     (one("{tools: [query_db], strategie: parallel}"), ("c.yaml:3:36: a tools step has a key that means nothing · one of id,"
-     " on_fail, on_timeout, policy, race, record_trace, require, retry, strategy, timeout, tools, trigger_next_action, when,"
-     " write_memory · did you mean strategy?")),
+     " needs, on_fail, on_timeout, policy, race, record_trace, require, retry, strategy, timeout, tools,"
+     " trigger_next_action, when, write_memory · did you mean strategy?")),
     (one("{tools: [query_db], finish: 1}"), "c.yaml:3:5: a step is two things at once · one of them a step"),
     (one("{jump_if: 'true'}"), "c.yaml:3:5: jump_if does not say where to · then: the id of a step"),
     (one("{callback: update_memory}"), "c.yaml:3:5: a callback handles the result of the step before it, and there is none"),

@@ -1,0 +1,266 @@
+"""Every kind of step of a chain, read into the node it becomes."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Any
+
+from pydantic import ValidationError
+
+from agentmesh.behavior.reasoners import parse_action
+from agentmesh.behavior.templates import prepared
+from agentmesh.errors import BadAction, BadRule
+from agentmesh.execution import plan as plans
+from agentmesh.execution.chainparts import STEPS, Parts, Path, Step, given
+from agentmesh.execution.plan import BehaviorPlan, Place
+from agentmesh.infrastructure.yamltext import YamlText
+from agentmesh.records import Json, ToolUse
+
+
+class Steps(Parts, ABC):
+    """Reads steps."""
+
+    @abstractmethod
+    def nested(self, text: YamlText) -> BehaviorPlan | None:
+        """The plan of a chain within this one; None, and its mistakes are noted."""
+
+    def _nodes(self, read: list[Step]) -> list[Any]:
+        nodes = []
+        for number, step in enumerate(read):
+            following = read[number + 1].id if number + 1 < len(read) else None
+            if (made := self._node(step, read[: number + 1], following)) is not None:
+                nodes.append(made)
+        return nodes
+
+    def _node(self, step: Step, before: list[Step], following: str | None) -> Any:
+        raw, path = step.raw, step.path
+        fields: dict[str, Any] = {"id": step.id, "next": following}
+        if "needs" in raw:
+            fields["needs"] = self._needs((*path, "needs"), raw["needs"])
+        if "when" in raw:
+            fields["when"] = self._condition((*path, "when"), raw["when"])
+        for key in ("on_fail", "on_timeout"):
+            if key in raw:
+                fields[key] = self._target((*path, key), raw[key], before)
+        if step.kind in STEPS:
+            fields["policy"] = self._step_policy(step)
+        make: Callable[[Step, dict[str, Any], list[Step]], Any] = getattr(self, f"_{step.kind}")
+        made = len(self.problems)
+        try:
+            node = make(step, fields, before)
+        except ValidationError as exc:
+            first = exc.errors(include_url=False, include_context=False)[0]
+            key = next((str(part) for part in first["loc"] if part in raw), step.kind)
+            return self.wrong((*path, key), f"{key} is not allowed", first["input"], first["msg"])
+        return node if len(self.problems) == made else None
+
+    def _reasoner(self, step: Step, fields: dict[str, Any], _before: list[Step]) -> Place:
+        name = step.raw["reasoner"]
+        if name is not None:
+            self._name((*step.path, "reasoner"), name, "a reasoner", self.known.reasoners)
+        return plans.Reason(**fields, kind="reason", reasoner=name)
+
+    def _tools(self, step: Step, fields: dict[str, Any], before: list[Step]) -> Any:
+        raw, path = step.raw, (*step.path, "tools")
+        if raw["tools"] == "chosen":
+            if len(before) < 2 or before[-2].kind != "reasoner":
+                return self.wrong(
+                    path, "no reasoner stands before the tools it is to choose", "chosen", "a reasoner before it"
+                )
+            return plans.Tools(**fields, kind="tools")
+        said: dict[str, Json] = {"tools": raw["tools"]}
+        said |= {key: raw[key] for key in ("strategy", "require") if key in raw}
+        if raw.get("race"):
+            said |= {"strategy": raw.get("strategy", "parallel"), "require": "any"}
+        try:
+            prepared(raw["tools"], lambda *_: self.text.where(*path))
+            action = parse_action(said)
+        except BadRule as exc:
+            return self.wrong(path, exc.what, exc.value, exc.expected)
+        except BadAction as exc:
+            return self.wrong(path, exc.what, exc.value, exc.expected)
+        for slot in action.slots:
+            for use in slot:
+                self._name(path, use.tool, "a tool", self.known.tools)
+                self._template(path, use.args)
+        return plans.Tools(**fields, kind="tools", slots=action.slots, strategy=action.strategy, require=action.require)
+
+    def _for_each(self, step: Step, fields: dict[str, Any], _before: list[Step]) -> Any:
+        raw, path = step.raw, step.path
+        items = self._expression((*path, "for_each"), raw["for_each"])
+        if self._name((*path, "tool"), raw.get("tool"), "a tool", self.known.tools):
+            return None
+        args = raw.get("args") or {}
+        self._template((*path, "args"), args, each=True)
+        if not isinstance(args, dict):
+            return self.wrong((*path, "args"), "the args of a tool are not an object", args)
+        more = {key: raw[key] for key in ("limit", "require") if key in raw}
+        return plans.ForEach(**fields, kind="for_each", items=items, use=ToolUse(tool=raw["tool"], args=args), **more)
+
+    def _set(self, step: Step, fields: dict[str, Any], _before: list[Step]) -> Any:
+        values, path = step.raw["set"], (*step.path, "set")
+        if not isinstance(values, dict) or not values:
+            return self.wrong(path, "set does not say which variables", values, "set: {name: value}")
+        self._template(path, values)
+        return plans.Assign(**fields, kind="set", values=values)
+
+    def _jump_if(self, step: Step, fields: dict[str, Any], before: list[Step]) -> Place:
+        raw, path = step.raw, step.path
+        fields["when"] = self._condition((*path, "jump_if"), raw["jump_if"])
+        then = self._target((*path, "then"), raw.get("then"), before)
+        if "else" in raw:
+            fields["next"] = resolved(self._target((*path, "else"), raw["else"], before), fields["next"])
+        return plans.Jump(**fields, kind="jump", then=then, **given(raw, "limit"))
+
+    def _jump(self, step: Step, fields: dict[str, Any], before: list[Step]) -> Place:
+        then = self._target((*step.path, "jump"), step.raw["jump"], before)
+        return plans.Jump(**fields, kind="jump", then=then, **given(step.raw, "limit"))
+
+    def _switch(self, step: Step, fields: dict[str, Any], before: list[Step]) -> Any:
+        raw, path = step.raw, (*step.path, "switch")
+        if not isinstance(raw["switch"], list) or not raw["switch"]:
+            return self.wrong(path, "a switch has no cases", raw["switch"], "switch: [{when, then}]")
+        cases = []
+        for number, one in enumerate(raw["switch"]):
+            place = (*path, number)
+            if not isinstance(one, dict) or set(one) != {"when", "then"}:
+                self.wrong(place, "a case is not {when, then}", one, "{when, then}")
+                continue
+            then = self._target((*place, "then"), one["then"], before)
+            cases.append(plans.Case(when=self._condition((*place, "when"), one["when"]), then=then))
+        if "else" in raw:
+            fields["next"] = resolved(self._target((*step.path, "else"), raw["else"], before), fields["next"])
+        return plans.Switch(**fields, kind="switch", cases=tuple(cases), **given(raw, "limit"))
+
+    def _wait(self, step: Step, fields: dict[str, Any], _before: list[Step]) -> Any:
+        said, path = step.raw["wait"], (*step.path, "wait")
+        if not isinstance(said, dict) or set(said) == {"="}:
+            said = {"seconds": said}
+        self._keys(path, said, ("seconds", "until", "cron", "timezone"), "a wait")
+        if len({"seconds", "until", "cron"} & said.keys()) != 1:
+            return self.wrong(path, "a wait says how long in one way", said, "a duration, until or cron")
+        if "seconds" in said and not isinstance(said["seconds"], dict):
+            said = said | {"seconds": self._duration(path, said["seconds"])}
+        self._template(path, said)
+        return plans.Wait(**fields, kind="wait", **said)
+
+    def _signal(self, step: Step, fields: dict[str, Any], _before: list[Step]) -> Place:
+        raw, path = step.raw, step.path
+        within = self._duration((*path, "within"), raw["within"]) if "within" in raw else None
+        if "schema" in raw:
+            self._schema((*path, "schema"), raw["schema"])
+        return plans.Signal(
+            **fields, kind="signal", signal=raw["signal"], payload_schema=raw.get("schema"), within_s=within
+        )
+
+    def _approval(self, step: Step, fields: dict[str, Any], _before: list[Step]) -> Any:
+        raw, path = step.raw, step.path
+        self._template((*path, "approval"), raw["approval"])
+        more: dict[str, Any] = {key: tuple(raw[key]) for key in ("who", "options") if isinstance(raw.get(key), list)}
+        if "within" in raw:
+            more["within_s"] = self._duration((*path, "within"), raw["within"])
+        if "escalate" in raw:
+            said = raw["escalate"]
+            if not isinstance(said, dict) or set(said) != {"after", "who"} or not isinstance(said["who"], list):
+                return self.wrong((*path, "escalate"), "escalate is not {after, who}", said, "{after: 1d, who: [name]}")
+            after = self._duration((*path, "escalate", "after"), said["after"])
+            more["escalate"] = plans.Escalation(after_s=after, who=tuple(said["who"]))
+        if raw.get("reason") not in {None, "required", "optional"}:
+            return self.wrong((*path, "reason"), "reason is neither required nor optional", raw["reason"])
+        more["reason_required"] = raw.get("reason") == "required"
+        return plans.Approval(**fields, kind="approval", ask=raw["approval"], **more)
+
+    def _delegate(self, step: Step, fields: dict[str, Any], _before: list[Step]) -> Any:
+        raw, path = step.raw, step.path
+        listed = raw["delegate"] if isinstance(raw["delegate"], list) else [raw["delegate"]]
+        errands = []
+        for number, one in enumerate(listed):
+            place = (*path, "delegate", number) if isinstance(raw["delegate"], list) else (*path, "delegate")
+            said = {"to": one} if isinstance(one, str) else one
+            if not isinstance(said, dict) or "to" not in said:
+                return self.wrong(
+                    place, "an errand does not say for whom", one, "the name of an agent, or {to, intent, payload, as}"
+                )
+            self._keys(place, said, ("to", "intent", "payload", "permissions", "as"), "an errand")
+            said = given(raw, "intent", "payload", "permissions") | said
+            if self._name(place, said["to"], "an agent", None):
+                return None
+            self._template(place, said.get("payload"))
+            label = str(said.get("as") or said["to"])
+            permissions = said.get("permissions")
+            errands.append(plans.Errand(
+                label=label, agent=said["to"], intent=said.get("intent"), payload=said.get("payload"),
+                permissions=None if permissions is None else tuple(permissions),
+            ))  # fmt: skip
+        if twice := [one.label for n, one in enumerate(errands) if one.label in {two.label for two in errands[:n]}]:
+            return self.wrong(
+                (*path, "delegate"), "two errands would go by one name", twice[0], "a different 'as' for each"
+            )
+        return plans.Delegate(**fields, kind="delegate", errands=tuple(errands), **given(raw, "require", "wait"))
+
+    def _chain(self, step: Step, fields: dict[str, Any], _before: list[Step]) -> Any:
+        raw, path = step.raw, (*step.path, "chain")
+        name = raw["chain"]
+        if self._name(path, name, "a chain", self.known.chains) or not self._adopt(path, name):
+            return None
+        self._template(path, raw.get("payload"))
+        errand = plans.Errand(label=name, chain=name, payload=raw.get("payload"))
+        return plans.Delegate(**fields, kind="delegate", errands=(errand,))
+
+    def _adopt(self, path: Path, name: str) -> bool:
+        """Whether the chain of this name, and all that it names, can be read."""
+        if name in self._within or name == self.text.data.get("chain"):
+            self.wrong(path, "a chain holds itself", name, "delegate to the agent for a recursion")
+            return False
+        if name not in self._chains and self.known.chains is not None:
+            made = self.nested(self.known.chains[name])
+            if made is None:
+                return False
+            self._chains[name] = made
+        if name not in self._chains:
+            self.wrong(path, "a chain of this name is not known here", name)
+            return False
+        return True
+
+    def _parallel(self, step: Step, fields: dict[str, Any], _before: list[Step]) -> Any:
+        raw, path = step.raw, (*step.path, "parallel")
+        branches = raw["parallel"]
+        if not isinstance(branches, dict) or not branches:
+            return self.wrong(path, "there are no branches", branches, "parallel: {name: [steps], name: [steps]}")
+        errands = []
+        for name, steps in branches.items():
+            marks = {
+                key[len(path) + 1 :]: mark
+                for key, mark in self.text.marks.items()
+                if key[: len(path) + 1] == (*path, name)
+            }
+            text = YamlText(
+                {"chain": name, "steps": steps}, self.text.source,
+                {("steps", *key): mark for key, mark in marks.items()} | {("chain",): marks.get((), (1, 1))},
+            )  # fmt: skip
+            made = self.nested(text)
+            if made is None:
+                continue
+            key = f"{step.id}-{name}"
+            self._chains[key] = made
+            errands.append(plans.Errand(label=name, chain=key, payload=raw.get("payload")))
+        self._template((*step.path, "payload"), raw.get("payload"))
+        if len(errands) < len(branches):
+            return None
+        return plans.Delegate(**fields, kind="delegate", errands=tuple(errands), **given(raw, "require"))
+
+    def _finish(self, step: Step, fields: dict[str, Any], _before: list[Step]) -> Place:
+        self._template((*step.path, "finish"), step.raw["finish"])
+        return plans.Finish(**fields, kind="finish", result=step.raw["finish"])
+
+    def _fail(self, step: Step, fields: dict[str, Any], _before: list[Step]) -> Place:
+        self._template((*step.path, "fail"), step.raw["fail"])
+        return plans.Give(**fields, kind="fail", message=step.raw["fail"], **given(step.raw, "code"))
+
+
+def resolved(target: str, following: str | None) -> str | None:
+    """What a target means where this is the next node; None: an end."""
+    if target == plans.NEXT:
+        return following
+    return None if target in {plans.END, plans.FAIL, plans.COMPENSATE} else target
