@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -347,3 +349,31 @@ def test_what_the_documentation_shows_is_read_as_it_says(tmp_path: Path) -> None
         key for row in re.findall(r"^\| (`[^|]+) \|", document, re.MULTILINE) for key in re.findall(r"`(\w+)`", row)
     }
     assert rows == set(LlmSpec.model_fields) - {"prompt", "prompts"}
+
+
+def test_the_client_is_imported_by_the_first_question_and_not_before(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text(
+        "agent: a\nreasoner: {llm: {prompt: P, model: m, base_url: 'http://127.0.0.1:9/v1'}}\n"
+    )
+    code = f"""
+import sys, agentmesh.wiring
+from pathlib import Path
+from agentmesh.behavior.agents import load_agent_file
+from agentmesh.behavior.session import Session
+from agentmesh.errors import ModelUnreachable
+made = load_agent_file(Path({str(tmp_path / "a.yaml")!r})).make_reasoner()
+before = "openai" in sys.modules
+try:
+    made.select_action(Session(trace_id="t", context_id="c", tenant="x", agent="a", intent="i", from_="u"))
+except ModelUnreachable:
+    print(before, "openai" in sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "False True\n"
+
+
+def test_without_the_extra_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "openai", None)
+    monkeypatch.delitem(sys.modules, "agentmesh.infrastructure.models", raising=False)
+    with pytest.raises(BadSettings, match=r"pip install 'agentmesh\[llm\]'"):
+        reasoner(base_url="http://127.0.0.1:9/v1").select_action(session())
