@@ -505,7 +505,7 @@ class ModelUnreachable(MeshError):
     code = "E_MODEL"
     exit_code = 5
     expected = "an OpenAI-compatible endpoint that answers to the end"
-    next = "agentmesh trace show"
+    next = "agentmesh doctor"
 
 
 class ModelBusy(MeshError):
@@ -514,7 +514,7 @@ class ModelBusy(MeshError):
     code = "E_MODEL_BUSY"
     exit_code = 5
     expected = "an endpoint with room for one more question"
-    next = "agentmesh trace show"
+    next = "agentmesh doctor"
 
     def __init__(self, what: str, *, after: float | None = None, **parts: Any) -> None:
         super().__init__(what, **parts)

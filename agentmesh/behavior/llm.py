@@ -146,6 +146,9 @@ class LLMReasoner(ReasonerBase):
     def _functions(self, offers: Sequence[Offered]) -> list[dict[str, Json]]:
         functions = [_function(one.name, one.description, one.parameters) for one in offers]
         if self.spec.answer is not None:
+            if any(one.name == ANSWER for one in offers):
+                raise BadAgentFile(f"{self._name}: a tool has the name by which an answer with a schema is given",
+                                   value=ANSWER, expected="another name for the tool, or output: json")  # fmt: skip
             functions.append(_function(ANSWER, "Give the answer; nothing is left to do.", _wrapped(self.spec.answer)))
         return functions
 

@@ -323,6 +323,14 @@ def test_a_failure_tells_what_it_cost() -> None:
     assert caught.value.about["cost_usd"] == pytest.approx(2 * 32 / 1e6)
 
 
+def test_a_tool_cannot_be_called_like_the_answer() -> None:
+    desk = ToolRouter(TOOLS, lambda _tenant: {"answer": REMOTE | {"id": "answer"}})
+    made = reasoner(base_url="http://127.0.0.1:9/v1", answer=VERDICT)
+    made.bind(desk, Models())
+    with pytest.raises(BadAgentFile, match="a tool has the name"):
+        made.select_action(session(tools=("answer",)))
+
+
 @pytest.mark.parametrize("schema", [{"type": "objec"}, {"$ref": "http://127.0.0.1/x"}])
 def test_a_schema_that_is_none_is_refused_when_it_is_read(schema: dict[str, Any]) -> None:
     with pytest.raises(BadAgentFile):
