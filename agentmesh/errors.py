@@ -255,6 +255,13 @@ class UnknownCall(MeshError):
     next = "agentmesh trace show"
 
 
+class UnknownDelivery(MeshError):
+    code = "E_DELIVERY_UNKNOWN"
+    exit_code = 3
+    expected = "the id of a delivery that has failed"
+    next = "agentmesh webhooks list --failed"
+
+
 class UnknownTool(MeshError):
     code = "E_TOOL_UNKNOWN"
     exit_code = 3

@@ -80,7 +80,13 @@ def examine(mesh: Mesh, *, deep: bool) -> Iterator[Finding]:
     if not all(one.ok for one in reached):
         return
     yield from _run("key", lambda: _key(mesh))
-    for name, look in (("agents", _agents), ("tools", _tools), ("workers", _workers), ("waiting", _waiting)):
+    for name, look in (
+        ("agents", _agents),
+        ("tools", _tools),
+        ("workers", _workers),
+        ("waiting", _waiting),
+        ("webhooks", _webhooks),
+    ):
         yield from _run(name, lambda look=look: look(mesh))  # type: ignore[misc]
     if deep:
         yield from _invariants(mesh)
@@ -209,6 +215,15 @@ def _waiting(mesh: Mesh) -> Iterator[Finding]:
         yield Finding(
             "waiting", ok=not old, says=says, cure=f"agentmesh trace show {oldest['trace_id']}" if old else ""
         )
+
+
+def _webhooks(mesh: Mesh) -> Iterator[Finding]:
+    from agentmesh.observation import health
+
+    seen = health.deliveries(mesh.db, mesh.tenant)
+    says = f"{seen['waiting']} deliveries wait, {seen['failed']} given up within a day"
+    yield Finding("webhooks", ok=not seen["failed"], says=says,
+                  cure="agentmesh webhooks list --failed" if seen["failed"] else "")  # fmt: skip
 
 
 def _invariants(mesh: Mesh) -> Iterator[Finding]:

@@ -36,6 +36,7 @@ from agentmesh.cli import (
     submit,
     tools,
     trace,
+    webhooks,
     worker,
 )
 from agentmesh.cli.output import report
@@ -70,7 +71,18 @@ for verb in (
     people.reject,
 ):
     app.command()(verb)
-for group in (trace.app, dlq.app, agents.app, tools.app, call.app, chains.app, keys.app, db.app, config.app):
+for group in (
+    trace.app,
+    dlq.app,
+    agents.app,
+    tools.app,
+    call.app,
+    webhooks.app,
+    chains.app,
+    keys.app,
+    db.app,
+    config.app,
+):
     app.add_typer(group)
 
 

@@ -38,7 +38,7 @@ log = structlog.get_logger("agentmesh.courier")
 PLAN_S = (5.0, 300.0, 1800.0, 7200.0, 18_000.0, 28_800.0, 28_800.0)
 """The pauses between the tries of a delivery: eight over 24 hours."""
 LONGEST_S = 86_400.0
-GIVEN_UP_S = 30 * 3600.0
+"""What a target may ask us to wait, and how long a delivery is due to one that rests before it is given up."""
 TARGETS = 500
 TURN = 100  # deliveries to one target before it queues up again
 MOST_BYTES = 65_536
@@ -91,7 +91,6 @@ class Courier:
 
     def look(self) -> None:
         """Begin a turn for every target that something is due for, and that has none."""
-        deliveries.expire(self._db, age_s=GIVEN_UP_S)
         for place in deliveries.due(self._db, batch=TARGETS):
             if place not in self._busy:
                 self._busy.add(place)
@@ -114,8 +113,10 @@ class Courier:
             for _ in range(TURN):
                 if self._stop.is_set() or not breaker.call(self._one, tenant, target):
                     break
-        except (Undelivered, CircuitBreakerError):
+        except Undelivered:
             pass  # its row says when it is due again
+        except CircuitBreakerError:
+            deliveries.give_up(self._db, tenant, target, age_s=LONGEST_S)
         except (psycopg.Error, MeshError) as exc:
             log.warning("a delivery is kept; trying again", target=target, error=str(exc).splitlines()[0])
         except Exception:

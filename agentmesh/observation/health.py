@@ -36,6 +36,16 @@ def oldest_ready(db: Database, tenant: str) -> Row | None:
     return rows[0] if rows else None
 
 
+def deliveries(db: Database, tenant: str) -> Row:
+    """How many deliveries to webhooks wait, and how many were given up within a day."""
+    return db.once(
+        "SELECT count(*) FILTER (WHERE status = 'ready')::int AS waiting, count(*) FILTER (WHERE status = 'failed'"
+        " AND created_at > mesh.mesh_asof() - interval '1 day')::int AS failed FROM mesh.deliveries"
+        " WHERE tenant_id = %(tenant)s",
+        {"tenant": tenant},
+    )[0]
+
+
 UNSERVED = """
 SELECT c.tool, count(*)::int AS waiting FROM mesh.calls c
  WHERE c.tenant_id = %(tenant)s AND c.status = 'ready' AND c.task = 'tool.' || c.tool

@@ -70,10 +70,21 @@ UPDATE mesh.deliveries SET status = %(status)s, error = %(error)s::jsonb,
  WHERE id = %(id)s AND tenant_id = %(tenant)s AND tries = %(tries)s AND status = 'ready'
 """
 
-EXPIRE = """
+GIVE_UP = """
 UPDATE mesh.deliveries SET status = 'failed', wake_at = NULL,
-  error = coalesce(error, jsonb_build_object('code', 'E_TIMEOUT', 'message', 'its target did not answer in time'))
- WHERE status = 'ready' AND created_at < mesh.mesh_asof() - make_interval(secs => %(age_s)s)
+  error = coalesce(error, jsonb_build_object('code', 'E_TIMEOUT', 'message', 'its target took nothing for too long'))
+ WHERE tenant_id = %(tenant)s AND target = %(target)s AND status = 'ready'
+   AND wake_at < mesh.mesh_asof() - make_interval(secs => %(age_s)s)
+"""
+
+LISTED = """
+SELECT id, trace_id, target, body->>'type' AS type, status, tries, created_at, wake_at, error FROM mesh.deliveries
+ WHERE tenant_id = %(tenant)s AND (%(status)s::text IS NULL OR status = %(status)s) ORDER BY id DESC LIMIT %(limit)s
+"""
+
+AGAIN = """
+UPDATE mesh.deliveries SET status = 'ready', wake_at = mesh.mesh_now() WHERE tenant_id = %(tenant)s AND status = 'failed'
+  AND (%(id)s::uuid IS NULL OR id = %(id)s)
 """
 
 
@@ -99,6 +110,17 @@ def settle(
         return tx.count(SETTLE, values) == 1
 
 
-def expire(db: Database, *, age_s: float) -> None:
-    """Afterwards what is older than this, and was not delivered, has failed."""
-    db.once(EXPIRE, {"age_s": age_s})
+def give_up(db: Database, tenant: str, target: str, *, age_s: float) -> None:
+    """Afterwards what has been due there for longer than this has failed."""
+    db.once(GIVE_UP, {"tenant": tenant, "target": target, "age_s": age_s})
+
+
+def listed(db: Database, tenant: str, *, status: str | None = None, limit: int = 200) -> list[Row]:
+    """The newest deliveries of a tenant."""
+    return db.read(LISTED, {"tenant": tenant, "status": status, "limit": limit})
+
+
+def again(db: Database, tenant: str, delivery_id: UUID | None = None) -> int:
+    """How many failed deliveries are due again now, under their old ids: this one, or all (None)."""
+    with db.checkout() as tx:
+        return tx.count(AGAIN, {"tenant": tenant, "id": delivery_id})

@@ -126,6 +126,25 @@ def test_a_waiting_call_is_finished_by_hand(mesh_cli: Cli, make_lab: Any, tools:
     assert (first.result(1), second.status()) == (5, "failed")
 
 
+# --- deliveries
+
+
+def test_deliveries_are_listed_and_what_failed_is_sent_again(mesh_cli: Cli, lab: Any) -> None:
+    hook = {"url": "https://hooks.example/in", "secret": "hooks"}
+    trace = lab.start({"answer": 1}, policy={"webhook": hook})
+    lab.drain()
+    [row] = mesh_cli("webhooks", "list", "--json").json["deliveries"]
+    assert (row["trace_id"], row["type"], row["status"]) == (str(trace.id), "trace.done", "ready")
+    assert mesh_cli("webhooks", "retry", row["id"]).code == 3
+    lab.rows("UPDATE mesh.deliveries SET status = 'failed'")
+    checks = {one["name"]: one for one in mesh_cli("doctor", "--json").json["checks"]}
+    assert (checks["webhooks"]["ok"], checks["webhooks"]["cure"]) == (False, "agentmesh webhooks list --failed")
+    assert row["id"] in mesh_cli("webhooks", "list", "--failed").out
+    assert mesh_cli("webhooks", "retry", row["id"], "--json").json["count"] == 1
+    assert mesh_cli("webhooks", "list", "--failed", "--json").json["deliveries"] == []
+    assert mesh_cli("webhooks", "retry").code == 2
+
+
 # --- keys
 
 
@@ -238,7 +257,7 @@ def test_a_mesh_whose_work_has_no_worker_is_red_and_says_the_cure(mesh_cli: Cli,
     assert ran.code == 1
     assert checks(ran) == {
         "settings": True, "database": True, "broker": True, "key": True, "agents": False, "tools": False,
-        "workers": True, "waiting": True,
+        "workers": True, "waiting": True, "webhooks": True,
     }  # fmt: skip
     assert "agentmesh worker agents" in {one["cure"] for one in ran.json["checks"]}
 

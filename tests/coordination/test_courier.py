@@ -171,7 +171,6 @@ def test_f26_after_eight_tries_it_is_given_up_and_says_why(lab: Any, site: Site,
     courier = make_courier(site.port, trips=99)
     for n in range(8):
         lab.shift(n * 32_000)
-        lab.rows("UPDATE mesh.deliveries SET created_at = mesh.mesh_now()")  # the tries end it, not its age
         send(courier)
     [row] = rows(lab)
     assert (row["status"], row["tries"], len(site.seen)) == ("failed", 8, 8)
@@ -181,12 +180,35 @@ def test_f26_after_eight_tries_it_is_given_up_and_says_why(lab: Any, site: Site,
     assert len(site.seen) == 8
 
 
-def test_f26_what_is_too_old_is_given_up_untried(lab: Any, site: Site, make_courier: Any) -> None:
+def test_f26_what_a_resting_target_did_not_take_for_a_day_is_given_up(lab: Any, site: Site, make_courier: Any) -> None:
+    due(lab, site.url, 2)
+    site.answer = saying("", status=500)
+    courier = make_courier(site.port, trips=1)
+    send(courier)
+    lab.shift(25 * 3600)
+    send(courier)
+    assert [(row["status"], row["tries"]) for row in rows(lab)] == [("failed", 1), ("failed", 0)]
+    assert [row["error"]["code"] for row in rows(lab)] == ["E_WEBHOOK", "E_TIMEOUT"]
+
+
+def test_f26_what_nobody_could_send_for_days_is_sent(lab: Any, site: Site, make_courier: Any) -> None:
     due(lab, site.url)
-    lab.shift(31 * 3600)
+    lab.shift(3 * 86_400)
     send(make_courier(site.port))
-    assert [(row["status"], row["error"]["code"]) for row in rows(lab)] == [("failed", "E_TIMEOUT")]
-    assert site.seen == []
+    assert [row["status"] for row in rows(lab)] == ["done"]
+
+
+def test_f26_a_failed_delivery_is_sent_again_by_hand_under_its_id(lab: Any, site: Site, make_courier: Any) -> None:
+    due(lab, site.url)
+    site.answer = saying("", status=410)
+    courier = make_courier(site.port)
+    send(courier)
+    assert deliveries.again(lab.mesh.db, "acme") == 0
+    assert deliveries.again(lab.mesh.db, "default", rows(lab)[0]["id"]) == 1
+    site.answer = saying("")
+    send(courier)
+    assert [row["status"] for row in rows(lab)] == ["done"]
+    assert len({one.headers["webhook-id"] for one in site.seen}) == 1
 
 
 def test_f26_the_breaker_of_a_target_rests_it_and_lets_one_try(lab: Any, site: Site, make_courier: Any) -> None:
