@@ -1,16 +1,21 @@
-"""`agentmesh chains lint`: what is wrong with a chain, all of it at once."""
+"""`agentmesh chains lint | show | diff`, `agentmesh schema`: what is wrong with a chain, how it looks, what changed."""
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from agentmesh.cli.output import document, say
-from agentmesh.cli.session import Json
+from agentmesh.cli.output import as_line, document, safe, say
+from agentmesh.cli.session import Json, opened, settings_of
 
-app = typer.Typer(name="chains", help="Behaviour chains: lint.", no_args_is_help=True)
+if TYPE_CHECKING:
+    from agentmesh.execution.plan import BehaviorPlan
+
+app = typer.Typer(name="chains", help="Behaviour chains: lint, show, diff.", no_args_is_help=True)
+Chain = Annotated[str, typer.Argument(metavar="CHAIN", help="A file, the name of a chain here, or a plan's hash.")]
 Files = Annotated[list[Path], typer.Argument(metavar="FILE...", help="Chain files.")]
 
 
@@ -44,3 +49,104 @@ def lint(files: Files, as_json: Json = False) -> None:
                 say(f"{file}: chain {plan.chain}, {len(plan.nodes)} nodes, {plan.hash[:12]}")
     if any(problems for _, _, problems in found):
         raise typer.Exit(1)
+
+
+@app.command()
+def show(
+    ctx: typer.Context,
+    chain: Chain,
+    format: Annotated[Literal["text", "mermaid", "svg"], typer.Option(help="text, mermaid or svg.")] = "text",  # noqa: A002
+    as_json: Json = False,
+) -> None:
+    """Draw a chain, with every way a trace can take; with --json, its plan."""
+    from agentmesh.observation import drawing
+
+    plan = plan_of(ctx, chain)
+    if as_json:
+        document("chain", hash=plan.hash, plan=plan.body())
+        return
+    picture = drawing.picture(plan)
+    if format == "svg":
+        from agentmesh.observation.svg import svg
+
+        print(svg(picture), end="")
+    elif format == "mermaid":
+        print(drawing.mermaid(picture), end="")
+    else:
+        knows = (sys.stdout.encoding or "ascii").lower().startswith("utf")
+        drawn = drawing.text(picture)
+        print(drawn if knows else drawn.translate(drawing.PLAIN), end="")
+
+
+@app.command()
+def diff(ctx: typer.Context, old: Chain, new: Chain, as_json: Json = False) -> None:
+    """What changed from one chain to another, node by node; exit code 1 where something did."""
+    from agentmesh.observation.differences import differences
+
+    a, b = plan_of(ctx, old), plan_of(ctx, new)
+    found = differences(a, b)
+    if as_json:
+        document("chains.diff", old=a.hash, new=b.hash, changes=[
+            {"kind": one.kind, "where": one.where, "old": one.old, "new": one.new} for one in found
+        ])  # fmt: skip
+    else:
+        for one in found:
+            print(_line(one.kind, safe(one.where), one.old, one.new))
+        if not found:
+            say(f"the same plan, {a.hash[:12]}")
+    if found:
+        raise typer.Exit(1)
+
+
+def schema(
+    of: Annotated[Literal["chain"], typer.Argument(metavar="chain", help="What files it describes.")],
+) -> None:
+    """The JSON Schema of chain files, for editors."""
+    import json
+
+    from agentmesh.execution.chainschema import chain_schema
+
+    del of  # there is one kind so far
+    print(json.dumps(chain_schema(), indent=2, ensure_ascii=False))
+
+
+def _line(kind: str, where: str, old: object, new: object) -> str:
+    match kind:
+        case "added":
+            return f"+ {where}  {safe(as_line(new))}"
+        case "removed":
+            return f"- {where}  {safe(as_line(old))}"
+        case _:
+            return f"~ {where}  {safe(as_line(old))} -> {safe(as_line(new))}"
+
+
+def plan_of(ctx: typer.Context, chain: str) -> BehaviorPlan:
+    """The plan of a file, of a chain that the settings name, or the one that is pinned under this hash.
+
+    Raises BadChain for a file that is none, UnknownPlan for a name and a hash that nobody knows.
+    """
+    from agentmesh.errors import BadChain
+    from agentmesh.execution.chain import Known, load, read
+    from agentmesh.infrastructure import yamlfiles
+
+    file = Path(chain)
+    known = load(settings_of(ctx).agents.chains)
+    if file.suffix in {".yaml", ".yml"}:
+        return read(yamlfiles.read(file, BadChain), Known(chains=known))
+    if chain in known:
+        return read(known[chain], Known(chains=known))
+    return _pinned(ctx, chain, sorted(known))
+
+
+def _pinned(ctx: typer.Context, chain: str, known: list[str]) -> BehaviorPlan:
+    import json
+
+    from agentmesh.errors import UnknownPlan
+    from agentmesh.execution.plan import BehaviorPlan
+    from agentmesh.observation import timeline
+
+    if len(chain) < 8 or set(chain) - set("0123456789abcdef"):
+        raise UnknownPlan("no chain has this name here", value=chain,
+                          expected=f"a file, a hash, or one of {', '.join(known) or 'none'}")  # fmt: skip
+    with opened(ctx) as mesh:
+        return BehaviorPlan.model_validate_json(json.dumps(timeline.plan(mesh.db, mesh.tenant, chain)))

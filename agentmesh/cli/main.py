@@ -69,6 +69,7 @@ for verb in (
     people.approvals,
     people.approve,
     people.reject,
+    chains.schema,
 ):
     app.command()(verb)
 for group in (

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
-from agentmesh.errors import Ambiguous, Mistake, UnknownTrace
+from agentmesh.errors import Ambiguous, Mistake, UnknownPlan, UnknownTrace
 from agentmesh.infrastructure.database import Database, Row
 
 ENDED = frozenset({"done", "failed", "cancelled"})
@@ -149,6 +149,19 @@ def resolve(db: Database, tenant: str, given: str) -> UUID:
         listed = ", ".join(str(row["id"]) for row in rows[:3]) + (" …" if len(rows) > 3 else "")
         raise Ambiguous("more than one trace begins so", value=given, expected=f"one of {listed}")
     return UUID(str(rows[0]["id"]))
+
+
+def plan(db: Database, tenant: str, given: str) -> dict[str, Any]:
+    """The body of the plan whose hash is this or begins so. Raises UnknownPlan or Ambiguous."""
+    rows = db.once(
+        "SELECT hash, body FROM mesh.plans WHERE tenant_id = %(tenant)s AND starts_with(hash, %(given)s) LIMIT 2",
+        {"tenant": tenant, "given": given},
+    )
+    if not rows:
+        raise UnknownPlan("no plan has this hash", value=given)
+    if len(rows) > 1:
+        raise Ambiguous("more than one plan begins so", value=given, expected="more of its hash")
+    return dict(rows[0]["body"])
 
 
 def trace(db: Database, tenant: str, trace_id: UUID) -> Timeline:

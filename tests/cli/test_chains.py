@@ -1,0 +1,65 @@
+"""agentmesh chains show and diff, and the schema for editors."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import pytest
+
+from agentmesh import define_agent
+
+Cli = Callable[..., Any]
+OLD = "chain: order\nsteps:\n  - {tools: [work], id: ship}\n"
+NEW = "chain: order\nsteps:\n  - {approval: ship it?}\n  - {tools: [work], id: ship, timeout: 5s}\n"
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> Path:
+    (tmp_path / "old.yaml").write_text(OLD)
+    (tmp_path / "new.yaml").write_text(NEW)
+    (tmp_path / "config/chains").mkdir(parents=True)
+    (tmp_path / "config/chains/order.yaml").write_text(NEW)
+    return tmp_path
+
+
+def test_a_chain_is_drawn_by_its_file_or_its_name(cli: Cli, files: Path) -> None:
+    drawn = cli("chains", "show", "new.yaml")
+    assert (drawn.code, drawn.out) == (0, cli("chains", "show", "order").out)
+    assert "● approval  approval: approve / reject\n" in drawn.out
+    assert cli("chains", "show", "order", "--format", "mermaid").out.startswith("flowchart TD\n")
+    assert ElementTree.fromstring(cli("chains", "show", "order", "--format", "svg").out).tag.endswith("svg")
+    assert cli("chains", "show", "order", "--json").json["plan"]["nodes"][1]["id"] == "ship"
+
+
+def test_a_chain_that_nobody_knows_is_not_found_and_a_wrong_one_is_told(cli: Cli, files: Path) -> None:
+    assert cli("chains", "show", "ordre", "--json").problem["code"] == "E_PLAN_UNKNOWN"
+    (files / "old.yaml").write_text("chain: order\nsteps: []\n")
+    assert cli("chains", "show", "old.yaml", "--json").problem["code"] == "E_CHAIN_FILE"
+
+
+def test_two_chains_are_compared_node_by_node(cli: Cli, files: Path) -> None:
+    ran = cli("chains", "diff", "old.yaml", "new.yaml")
+    assert ran.code == 1
+    assert '~ ship.policy  null -> {"tool_timeout_s": 5.0}' in ran.out.splitlines()
+    assert "+ approval" in ran.out
+    assert cli("chains", "diff", "new.yaml", "order").code == 0
+    same = cli("chains", "diff", "old.yaml", "new.yaml", "--json").json["changes"]
+    assert [(one["kind"], one["where"]) for one in same] == [("changed", "ship.policy"), ("added", "approval")]
+
+
+def test_the_plan_a_trace_is_pinned_to_is_found_by_its_hash(
+    mesh_cli: Cli, make_mesh: Callable[..., Any], files: Path
+) -> None:
+    mesh, _ = make_mesh(define_agent("puppet", reasoner=lambda _session: 1))
+    pinned = mesh.registry.get("puppet").plan.hash
+    assert "the agent's reasoner" in mesh_cli("chains", "show", pinned[:12]).out
+    assert mesh_cli("chains", "diff", pinned, "order").code == 1
+    assert mesh_cli("chains", "show", "0123456789", "--json").problem["code"] == "E_PLAN_UNKNOWN"
+
+
+def test_the_schema_of_chains_is_json(cli: Cli) -> None:
+    assert json.loads(cli("schema", "chain").out)["required"] == ["chain", "steps"]
