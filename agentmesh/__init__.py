@@ -35,6 +35,7 @@ _HOMES = {
     "ReasonerRouter": "agentmesh.behavior.combined",
     "RuleReasoner": "agentmesh.behavior.reasoners",
     "RuntimeContainer": "agentmesh.coordination.container",
+    "Scheduler": "agentmesh.coordination.scheduler",
     "SequentialExecutor": "agentmesh.execution.executors",
     "SessionBuilder": "agentmesh.behavior.session",
     "SessionManager": "agentmesh.state.contexts",
@@ -75,6 +76,7 @@ __all__ = [
     "ReasonerRouter",
     "RuleReasoner",
     "RuntimeContainer",
+    "Scheduler",
     "SequentialExecutor",
     "SessionBuilder",
     "SessionManager",
@@ -104,6 +106,7 @@ if TYPE_CHECKING:
     from agentmesh.coordination.container import AgentRuntime, RuntimeContainer
     from agentmesh.coordination.controller import AgentController
     from agentmesh.coordination.registry import AgentRegistry
+    from agentmesh.coordination.scheduler import Scheduler
     from agentmesh.execution.adapters import DataAdapter
     from agentmesh.execution.callbacks import CallbackHandler, register_callback
     from agentmesh.execution.executors import Executor, ParallelExecutor, SequentialExecutor

@@ -41,6 +41,7 @@ from agentmesh.coordination.notes import Notes
 from agentmesh.coordination.people import People
 from agentmesh.coordination.registry import AgentRegistry
 from agentmesh.coordination.rescuer import Pace, Rescuer
+from agentmesh.coordination.scheduler import Scheduler
 from agentmesh.coordination.stuck import Stuck
 from agentmesh.errors import BadToolFile, NoSigningKey, PluginRefused, UnknownPlan
 from agentmesh.execution import chain
@@ -234,7 +235,7 @@ class Mesh:
         row = self.key_table.row(key.kid)
         return DirectClient(
             self.db, key=key, grants=row["grants"] if row else (), mesh=self.settings.mesh.name,
-            ring=self.doorbell.ring, blobs=self.blobs, now_s=now_s,
+            ring=self.doorbell.ring, admit=self.scheduler.sent, blobs=self.blobs, now_s=now_s,
         )  # fmt: skip
 
     @cached_property
@@ -271,6 +272,10 @@ class Mesh:
             rates=Rates(section, counted if counted.startswith("redis") else None, mesh=name),
             streams=Streams(section), proxies=Proxies(section.proxies), cursor_key=self.key.derive("cursors"),
         ))  # fmt: skip
+
+    @cached_property
+    def scheduler(self) -> Scheduler:
+        return Scheduler(self.db, ring=self.doorbell.ring)
 
     @cached_property
     def people(self) -> People:
@@ -338,6 +343,7 @@ class Mesh:
         return Parts(
             db=self.db, router=self.tool_router, callback=CallbackHandler(), builder=SessionBuilder(),
             sessions=SessionManager(self.db, self.blobs), blobs=self.blobs, ring=self.doorbell.ring, chord=self.doorbell.chord,
+            sent=self.scheduler.sent, ended=self.scheduler.ended,
             delegate=lambda held, verdict: self.client.child(held, verdict, depth_limit=limits.delegation_depth),
             child=self.client.send_child,
             depths=(limits.delegation_depth, limits.chain_depth), plan=self._pinned,

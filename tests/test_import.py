@@ -17,9 +17,9 @@ PUBLIC = [
     "ACPClient", "ACPGateway", "ACPServer", "Action", "AgentController", "AgentRegistry", "AgentRuntime",
     "BIRRouter", "BehaviorPlan", "CallbackHandler", "ContextBinder", "DataAdapter", "Executor", "HybridReasoner",
     "LLMReasoner", "Later", "MemoryEngine", "MemoryEntry", "ParallelExecutor", "RLPolicyReasoner", "ReasonerBase",
-    "ReasonerRouter", "RuleReasoner", "RuntimeContainer", "SequentialExecutor", "SessionBuilder", "SessionManager", "TaskManager",
-    "ToolContext", "ToolRegistry", "ToolRouter", "Trace", "TraceWriter", "Verdict", "define_agent", "register_callback",
-    "register_tool",
+    "ReasonerRouter", "RuleReasoner", "RuntimeContainer", "Scheduler", "SequentialExecutor", "SessionBuilder", "SessionManager",
+    "TaskManager", "ToolContext", "ToolRegistry", "ToolRouter", "Trace", "TraceWriter", "Verdict", "define_agent",
+    "register_callback", "register_tool",
 ]  # fmt: skip
 HEAVY = {"celery", "kombu", "sqlalchemy", "psycopg", "pydantic", "pydantic_core", "structlog", "cryptography", "joserfc",
          "alembic", "typer", "rich", "redis", "yaml", "fastapi", "httpx", "asyncio", "importlib.metadata"}  # fmt: skip

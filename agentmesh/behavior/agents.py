@@ -17,6 +17,7 @@ from agentmesh.behavior.combined import HybridReasoner, ReasonerRouter, Route, V
 from agentmesh.behavior.declared import Desk, Models, OneReasoner, PolicySpec, ReasonerSpec, RouteSpec, VetoSpec
 from agentmesh.behavior.expressions import compile as compile_expression
 from agentmesh.behavior.learned import UNTAUGHT, RLPolicyReasoner
+from agentmesh.behavior.limits import Limits, check_key
 from agentmesh.behavior.llm import LLMReasoner
 from agentmesh.behavior.reasoners import FunctionReasoner, Reasoner, ReasonerBase, RuleReasoner, read_action
 from agentmesh.behavior.session import VARIABLES
@@ -72,6 +73,7 @@ class AgentSpec(Record):
     session: SessionSpec = SessionSpec()
     tenants: Annotated[tuple[Name, ...], Field(min_length=1)] = ("default",)
     group: Name | None = None
+    limits: Limits | None = None
 
     _make: Make | None = PrivateAttr(default=None)
     _makes: dict[str, Make] = PrivateAttr(default_factory=dict)
@@ -239,6 +241,8 @@ def _checked(text: YamlText, policies: Mapping[str, PolicyPatch], *, needs_reaso
         check_permissions(spec.grants, wildcards=True)
     except BadPermission as exc:
         raise BadAgentFile(f"{text.where('grants')}: {exc.what}", value=exc.value, expected=exc.expected) from None
+    if spec.limits is not None and spec.limits.key is not None:
+        check_key(spec.limits.key, text.where("limits", "key"))
     if needs_reasoner:
         _attach(spec, text)
     return spec

@@ -73,17 +73,27 @@ def is_true(condition: Expression, variables: Mapping[str, Json]) -> bool:
     return found
 
 
+def found(text: str, variables: Mapping[str, Json], source: str) -> Json:
+    """What an expression comes to; None for a plain path that leads nowhere. Raises BadRule."""
+    return _found(compiled(text, source), variables)
+
+
 def holds(text: str, variables: Mapping[str, Json], source: str) -> bool:
     """Whether a condition holds; a plain path that leads nowhere, or to null, does not. Raises BadRule."""
     condition = compiled(text, source)
-    path = _plain(condition.tree)
-    if path is not None:
-        found: Json = variables
-        for key in path:
-            found = found.get(key) if isinstance(found, Mapping) else None
-        if found is None:
-            return False
+    if _plain(condition.tree) is not None and _found(condition, variables) is None:
+        return False
     return is_true(condition, variables)
+
+
+def _found(expression: Expression, variables: Mapping[str, Json]) -> Json:
+    path = _plain(expression.tree)
+    if path is None:
+        return expression.evaluate(variables)
+    found: Json = variables
+    for key in path:
+        found = found.get(key) if isinstance(found, Mapping) else None
+    return found
 
 
 def expressions(value: Json) -> Iterator[str]:

@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 from uuid import UUID
 
+from agentmesh.behavior import limits
 from agentmesh.communication.envelope import (
     INLINE_PAYLOAD_BYTES,
     Command,
@@ -38,7 +39,8 @@ from agentmesh.infrastructure import jsontext
 from agentmesh.infrastructure.database import Database, Row
 from agentmesh.infrastructure.faults import point
 from agentmesh.records import Intent, Json, Ring, Verdict, expand_grants, new_id
-from agentmesh.state import dispatch, rewards
+from agentmesh.state import admission, dispatch, rewards
+from agentmesh.state.admission import Lane
 from agentmesh.state.blobs import BlobStore, is_reference
 from agentmesh.state.changes import NewTrace
 from agentmesh.state.rewards import Rewarded
@@ -62,7 +64,7 @@ class Trace:
         return str(self.id)
 
     def status(self) -> str:
-        """queued, running, waiting, done, failed or cancelled. Raises StillWorking while the dispatch is uncommitted."""
+        """held, queued, running, waiting, done, failed or cancelled. Raises StillWorking while the dispatch is uncommitted."""
         return str(self._row()["status"])
 
     def result(self, timeout: float | None = None) -> Json:
@@ -140,12 +142,12 @@ class Evidence:
 class DirectClient:
     """Accepts intents into the mesh's own database."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - what wiring hands over
         self, db: Database, *, key: SigningKey, grants: Sequence[str], mesh: str, ring: Callable[[Sequence[Ring]], None],
-        blobs: BlobStore, now_s: Callable[[], int],
+        admit: Callable[[Sequence[Lane]], None], blobs: BlobStore, now_s: Callable[[], int],
     ) -> None:  # fmt: skip
         self._db, self._key, self._grants, self._mesh = db, key, tuple(grants), mesh
-        self._ring, self._blobs, self._now_s = ring, blobs, now_s
+        self._ring, self._admit, self._blobs, self._now_s = ring, admit, blobs, now_s
         self._agents: dict[str, tuple[float, dict[str, Row]]] = {}
 
     def send(self, intent: Intent, *, session: Any = None) -> Trace:
@@ -162,7 +164,7 @@ class DirectClient:
         else:
             ids = dispatch.accept(self._db, made)
             point("dispatch.after_commit")
-            self._ring(self._first_rings(made, ids))
+            self._begin(made, ids)
             point("dispatch.after_publish")
         return [Trace(one, self._key.tenant, self._db, self._blobs) for one in ids]
 
@@ -184,8 +186,7 @@ class DirectClient:
         known, new = dispatch.accept_first(self._db, made)
         point("dispatch.after_commit")
         if new:
-            (ring,) = self._first_rings([made], [known]) or (None,)
-            self._ring([] if ring is None else [replace(ring, envelope=None)] if evidence else [ring])
+            self._begin([made], [known], envelope=evidence is None)
             point("dispatch.after_publish")
         return Trace(known, self._key.tenant, self._db, self._blobs), new
 
@@ -202,11 +203,13 @@ class DirectClient:
             held, to=verdict.to, intent=verdict.intent, payload=verdict.payload or {}, depth_limit=depth_limit
         )
 
-    def send_child(
+    def send_child(  # noqa: PLR0913 - all that makes a delegation
         self, held: Held, *, to: str | None, intent: str | None, payload: Json, permissions: Sequence[str] | None = None,
-        plan_hash: str | None = None, depth_limit: int = 16,
+        plan_hash: str | None = None, depth_limit: int = 16, waited: bool = False,
     ) -> NewTrace:  # fmt: skip
         """The trace a delegation makes: in the same context, with no more permissions than its parent has.
+
+        One that is `waited` for needs no place of its own where its parent is in one.
 
         Raises DelegationTooDeep, UnknownAgent, UnknownIntent, BadPayload.
         """
@@ -224,15 +227,21 @@ class DirectClient:
             "payload": payload, "permissions": wanted, "priority": held.priority,
         })  # fmt: skip
         accepted = self._accepted(made, tenant=held.tenant_id, grants=held.permissions)
+        if waited and accepted.lane is not None and admission.in_a_place(
+            self._db, tenant=held.tenant_id, trace_id=held.id
+        ):  # fmt: skip
+            accepted = replace(accepted, lane=None)
         return replace(accepted, plan_hash=plan_hash)
 
     def copy(self, of: Row, *, payload: Json, context_id: str) -> NewTrace:
-        """A trace that asks the same again, with this payload and in this context. Raises what `send` raises."""
+        """A trace that asks the same again, with this payload and in this context, and waits for no place.
+
+        Raises what `send` raises."""
         made = Intent.model_validate({
             "intent": of["intent"], "from_id": of["from_id"], "to_id": of["agent"], "context_id": context_id,
             "payload": payload, "permissions": tuple(of["permissions"]), "priority": of["priority"],
         })  # fmt: skip
-        return self._accepted(made, grants=of["permissions"])
+        return replace(self._accepted(made, grants=of["permissions"]), lane=None)
 
     # --- one intent -----------------------------------------------------------------------------------------------
 
@@ -259,6 +268,7 @@ class DirectClient:
             kid=self._key.kid, jws=jws, priority=intent.priority, locale=intent.locale, delay_s=intent.delay_s,
             policy=intent.policy.model_dump(mode="json", exclude_none=True) if intent.policy else {},
             idem_key=intent.idempotency_key, digest=_digest(intent) if intent.idempotency_key else None,
+            lane=_lane(agent["limits"], intent, tenant),
         )  # fmt: skip
 
     def _admitted(self, intent: Intent, tenant: str, grants: Sequence[str]) -> tuple[Row, tuple[str, ...]]:
@@ -305,15 +315,27 @@ class DirectClient:
                 "the session is on a database without a mesh", value=connection.engine.url.render_as_string(),
                 expected="a session on the mesh's own database, as 'agentmesh doctor' names it", next="agentmesh doctor",
             ) from exc  # fmt: skip
-        after.then(lambda: self._ring(self._first_rings(made, ids)))
+        after.then(lambda: self._begin(made, ids))
         return ids
 
-    def _first_rings(self, made: Sequence[NewTrace], ids: Sequence[UUID]) -> list[Ring]:
-        return [
-            Ring("trace", one.id, 1, one.queue, f"agent.{one.agent}", one.id, one.priority, one.jws)
-            for one, known in zip(made, ids, strict=True)
-            if one.id == known and one.delay_s is None
-        ]
+    def _begin(self, made: Sequence[NewTrace], ids: Sequence[UUID], *, envelope: bool = True) -> None:
+        """After the commit: ring what is queued, and see whether what is held has a place already."""
+        now = [one for one, known in zip(made, ids, strict=True) if one.id == known and one.delay_s is None]
+        self._ring([
+            Ring("trace", one.id, 1, one.queue, f"agent.{one.agent}", one.id, one.priority, one.jws if envelope else None)
+            for one in now if one.lane is None
+        ])  # fmt: skip
+        self._admit([Lane(one.tenant_id, one.agent, one.lane) for one in now if one.lane is not None])
+
+
+def _lane(given: dict[str, Json] | None, intent: Intent, tenant: str) -> str | None:
+    """Where the agent is limited, whose turn the intent waits for. Raises BadPayload."""
+    if given is None:
+        return None
+    return limits.lane(given, {
+        "intent": intent.intent, "payload": intent.payload, "from_": intent.from_id, "context_id": intent.context_id,
+        "agent": intent.to_id, "tenant": tenant,
+    })  # fmt: skip
 
 
 def _digest(intent: Intent) -> str:

@@ -92,7 +92,8 @@ class AgentRegistry:
                     "tenant_id": tenant, "id": spec.agent, "version": spec.version, "queue": spec.queue,
                     "plan_hash": hosted.plan.hash, "intents": None if spec.intents is None else list(spec.intents),
                     "accepts": list(self.accepts(spec)),
-                    "spec": {"description": spec.description, "tools": list(spec.tools), "executor": spec.executor},
+                    "spec": {"description": spec.description, "tools": list(spec.tools), "executor": spec.executor,
+                             "limits": spec.limits.announced() if spec.limits else None},
                 })  # fmt: skip
         for tool in self._tools.list():
             for tenant in sorted(everywhere):

@@ -17,6 +17,7 @@ import structlog
 from agentmesh.coordination import process
 from agentmesh.coordination.heartbeat import Heart
 from agentmesh.coordination.notes import Notes
+from agentmesh.coordination.scheduler import Scheduler
 from agentmesh.errors import MeshError
 from agentmesh.infrastructure.database import Database, Row
 from agentmesh.infrastructure.faults import point
@@ -51,6 +52,7 @@ class Rescuer:
     ) -> None:  # fmt: skip
         self._db, self._heart, self._notes, self._pace = db, heart, notes, pace
         self._ring, self._depths = ring, depths
+        self._scheduler = Scheduler(db, ring=ring)
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._loop, name="rescuer", daemon=True)
         self._leads = False
@@ -80,10 +82,12 @@ class Rescuer:
                 self._wake()
                 self._pay()
                 self._finish_cancels()
+                self._scheduler.look()
                 self._ring_again()
                 self._looks = (self._looks + 1) % SELDOM
                 if self._looks == 1:
                     self._give_up()
+                    self._scheduler.forget()
                     statistics.refresh(self._db)
         except (psycopg.Error, MeshError) as exc:
             log.warning("rescue failed; trying again", error=str(exc).splitlines()[0])

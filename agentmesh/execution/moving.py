@@ -6,6 +6,7 @@ goes on here (None: nowhere).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 from uuid import UUID
@@ -43,6 +44,7 @@ from agentmesh.infrastructure.database import Row
 from agentmesh.infrastructure.faults import point
 from agentmesh.records import Action, Failure, Json, Policy, PolicyPatch, Ring, ToolUse, new_id
 from agentmesh.state import children, compensation
+from agentmesh.state.admission import Lane
 from agentmesh.state.calls import CONTINUATION, call_ring, step_ring
 from agentmesh.state.changes import DeadLetter, End, NewAttempt, NewCall, NewStep, NewTrace
 from agentmesh.state.traces import Held, Landed
@@ -207,7 +209,7 @@ class Mover:
             draft.event("EXEC_LOOP", step.id, node=step.node, iteration=step.iteration)
         landed = draft.land(self._parts.db, keep=keep)
         if landed is not None:
-            self._parts.ring([_first_ring(child) for child in draft.children])
+            self._begin(draft.children)
         return landed
 
     def _branch(self, at: Position, draft: Draft, decision: Branch, failure: Failure | None) -> Position | None:
@@ -228,10 +230,16 @@ class Mover:
         up = _up(held.priority)
         self._parts.ring([
             Ring("step", one.id, 1, held.queue, f"agent.{held.agent}", held.id, up) for one in heads
-        ] + [_first_ring(child) for child in draft.children])  # fmt: skip
+        ])  # fmt: skip
+        self._begin(draft.children)
         return at.left("waiting")
 
     # --- child traces
+
+    def _begin(self, sent: Sequence[NewTrace]) -> None:
+        """After the commit that sent them."""
+        self._parts.ring([_first_ring(one) for one in sent if one.lane is None])
+        self._parts.sent([Lane(one.tenant_id, one.agent, one.lane) for one in sent if one.lane is not None])
 
     def _errands(self, at: Position, draft: Draft, decision: Send) -> NewStep:
         """The step that waits for the errands, its calls and their traces. Raises what the router of intents refuses."""
@@ -246,7 +254,7 @@ class Mover:
         )  # fmt: skip
         for slot, (errand, (_, payload)) in enumerate(zip(node.errands, decision.errands, strict=True)):
             call_id = new_id()
-            child = replace(self._child(at, errand, payload), parent_call_id=call_id)
+            child = replace(self._child(at, errand, payload, waited=True), parent_call_id=call_id)
             _sent(draft, child, step.id)
             draft.new_calls.append(NewCall(
                 id=call_id, step_id=step.id, slot=slot, idx=0, slot_size=1,
@@ -257,7 +265,7 @@ class Mover:
             ))  # fmt: skip
         return step
 
-    def _child(self, at: Position, errand: plans.Errand, payload: Json) -> NewTrace:
+    def _child(self, at: Position, errand: plans.Errand, payload: Json, *, waited: bool = False) -> NewTrace:
         """The trace that does an errand: of another agent, or of the same one along a chain of its plan."""
         held = at.held
         given = held.payload if payload is None and errand.chain else payload
@@ -266,7 +274,7 @@ class Mover:
             held, to=errand.agent or held.agent, intent=errand.intent or held.intent,
             payload=self._views.whole(at, given) or {}, permissions=errand.permissions,
             plan_hash=self.plan(held).chains[errand.chain].hash if errand.chain else None,
-            depth_limit=chain_depth if errand.chain else depth,
+            depth_limit=chain_depth if errand.chain else depth, waited=waited,
         )  # fmt: skip
 
     def _send(self, at: Position, draft: Draft, step: NewStep, failure: Failure | None) -> Position | None:
@@ -415,10 +423,11 @@ class Mover:
             return at.lost()
         name = {"done": "EXEC_DONE", "failed": "EXEC_FAIL"}.get(draft.end.status, "EXEC_CANCEL")
         log.info(name, trace_id=str(at.held.id), agent=at.held.agent)
-        rings = [_first_ring(child) for child in draft.children]
+        self._begin(draft.children)
         if at.held.parent_call_id is not None:
-            rings += children.pay(self._parts.db, at.held.id)
-        self._parts.ring(rings)
+            self._parts.ring(children.pay(self._parts.db, at.held.id))
+        if at.held.lane is not None:
+            self._parts.ended(Lane(at.held.tenant_id, at.held.agent, at.held.lane))
         return at.left(draft.end.status)
 
 

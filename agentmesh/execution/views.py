@@ -22,6 +22,7 @@ from agentmesh.execution.plan import BehaviorPlan
 from agentmesh.execution.router import Dispatch, ToolRouter
 from agentmesh.infrastructure.database import Database
 from agentmesh.records import Action, Json, Ring, Verdict
+from agentmesh.state.admission import Lane
 from agentmesh.state.blobs import BlobStore
 from agentmesh.state.changes import MemoryWrite, NewTrace
 from agentmesh.state.contexts import SessionManager
@@ -53,6 +54,8 @@ class Parts:
     sessions: SessionManager
     blobs: BlobStore
     ring: Callable[[Sequence[Ring]], None]
+    sent: Callable[[Sequence[Lane]], None]
+    ended: Callable[[Lane], None]
     chord: Callable[[Sequence[Ring], Ring], None]
     delegate: Callable[[Held, Verdict], NewTrace]
     plan: Callable[[str, str], BehaviorPlan]

@@ -150,7 +150,10 @@ class MemoryWrite:
 
 @dataclass(frozen=True, slots=True)
 class NewTrace:
-    """A trace to accept: its row and its signed envelope. `delay_s` None means at once."""
+    """A trace to accept: its row and its signed envelope. `delay_s` None means at once.
+
+    With a `lane` it is held until that lane of its agent has a place for it.
+    """
 
     id: UUID
     envelope_id: UUID
@@ -175,6 +178,7 @@ class NewTrace:
     plan_hash: str | None = None
     idem_key: str | None = None
     digest: str | None = None
+    lane: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

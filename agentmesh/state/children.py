@@ -34,12 +34,14 @@ SELECT id, tenant_id, child_trace_id FROM mesh.calls WHERE cancel_owed ORDER BY 
 
 HELD = """
 SELECT t.id, t.tenant_id FROM mesh.traces t JOIN mesh.traces p ON p.id = t.parent_id AND p.tenant_id = t.tenant_id
- WHERE t.status = 'held' AND p.paused_at IS NULL ORDER BY t.id LIMIT %(batch)s
+ WHERE t.status = 'held' AND t.waits_for = 'parent' AND p.paused_at IS NULL ORDER BY t.id LIMIT %(batch)s
 """
 
 ADMIT = """
-UPDATE mesh.traces SET status = 'queued', rung_at = mesh.mesh_now()
- WHERE id = %(trace)s AND tenant_id = %(tenant)s AND status = 'held' RETURNING id, epoch, queue, agent, priority
+UPDATE mesh.traces SET status = CASE WHEN lane IS NULL THEN 'queued' ELSE 'held' END,
+  waits_for = CASE WHEN lane IS NOT NULL THEN 'limit' END, rung_at = CASE WHEN lane IS NULL THEN mesh.mesh_now() END
+ WHERE id = %(trace)s AND tenant_id = %(tenant)s AND status = 'held' AND waits_for = 'parent'
+RETURNING id, epoch, queue, agent, priority, status
 """
 
 
@@ -86,11 +88,12 @@ def held(db: Database, *, batch: int) -> Sequence[Row]:
 
 
 def admit(db: Database, row: Row) -> list[Ring]:
-    """The held trace is queued; its ring."""
+    """The held trace is queued, or held by its agent's limits from now on; its ring."""
     rows = db.once(ADMIT, {"trace": row["id"], "tenant": row["tenant_id"]})
     return [
         Ring("trace", one["id"], one["epoch"], one["queue"], f"agent.{one['agent']}", one["id"], one["priority"])
         for one in rows
+        if one["status"] == "queued"
     ]
 
 

@@ -24,17 +24,20 @@ from agentmesh.state.changes import NewTrace, plain
 FIELDS = """x(id uuid, envelope_id uuid, tenant_id text, context_id text, agent text, intent text, from_id text,
   queue text, permissions text[], payload jsonb, kid text, jws text, policy jsonb, priority smallint, locale text,
   delay_s float8, parent_id uuid, root_id uuid, depth int, idem_key text, digest text, parent_call_id uuid,
-  plan_hash text, body jsonb)"""
+  plan_hash text, lane text, body jsonb)"""
 
 TRACE_COLUMNS = """(id, tenant_id, context_id, agent, intent, from_id, queue, permissions, payload, policy, priority,
-  locale, wake_at, rung_at, status, seq, parent_id, root_id, depth, plan_hash, parent_call_id)"""
+  locale, wake_at, rung_at, status, seq, lane, waits_for, parent_id, root_id, depth, plan_hash, parent_call_id)"""
 
 TRACE_VALUES = """x.context_id, x.agent, x.intent, x.from_id, x.queue, x.permissions, x.payload, coalesce(x.policy, '{}'),
   x.priority, x.locale, mesh.mesh_now() + make_interval(secs => x.delay_s),
-  CASE WHEN x.delay_s IS NULL THEN mesh.mesh_now() END, 'queued', 1"""
+  CASE WHEN x.delay_s IS NULL AND x.lane IS NULL THEN mesh.mesh_now() END,
+  CASE WHEN x.lane IS NULL THEN 'queued' ELSE 'held' END, 1, x.lane, CASE WHEN x.lane IS NOT NULL THEN 'limit' END"""
 
 # What a paused trace sends waits for its resume.
-CHILD_VALUES = TRACE_VALUES.replace("'queued'", "CASE WHEN t.paused_at IS NULL THEN 'queued' ELSE 'held' END")
+CHILD_VALUES = TRACE_VALUES.replace(
+    "x.lane IS NULL THEN 'queued'", "t.paused_at IS NULL AND x.lane IS NULL THEN 'queued'"
+).replace("CASE WHEN x.lane IS NOT NULL", "CASE WHEN t.paused_at IS NOT NULL THEN 'parent' WHEN x.lane IS NOT NULL")
 
 ACCEPT = f"""
 WITH x AS MATERIALIZED (SELECT * FROM jsonb_to_recordset(CAST(%(rows)s AS jsonb)) AS {FIELDS}),
@@ -83,7 +86,7 @@ SELECT i.trace_id, i.digest, v.id AS envelope_id FROM mesh.idempotency i
 TOUCH = "UPDATE mesh.envelopes SET kid = kid WHERE trace_id = ANY(%(ids)s) AND tenant_id = %(tenant)s"
 
 AGENT = """
-SELECT id, queue, intents, accepts, version FROM mesh.agents WHERE tenant_id = %(tenant)s ORDER BY id
+SELECT id, queue, intents, accepts, version, spec->'limits' AS limits FROM mesh.agents WHERE tenant_id = %(tenant)s ORDER BY id
 """
 
 BATCH = 500
@@ -112,9 +115,10 @@ class Borrowed:
 def rows_of(traces: Sequence[NewTrace]) -> list[dict[str, Json]]:
     return [
         plain(one)
-        | {"body": {"intent": one.intent, "from": one.from_id, "to": one.agent, "permissions": list(one.permissions)}}
+        | {"body": {"intent": one.intent, "from": one.from_id, "to": one.agent, "permissions": list(one.permissions)}
+           | ({"lane": one.lane} if one.lane else {})}
         for one in traces
-    ]
+    ]  # fmt: skip
 
 
 child_rows = rows_of

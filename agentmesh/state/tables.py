@@ -133,6 +133,8 @@ traces = sa.Table(
     _time("cancelled_at"),
     _flag("parent_owed"),
     _flag("cancel_owed"),
+    _text("lane", null=True),
+    _time("admitted_at"),
     sa.Column("budget_limit", sa.Numeric),
     sa.Column("budget_spent", sa.Numeric, nullable=False, server_default="0"),
     sa.Column("budget_held", sa.Numeric, nullable=False, server_default="0"),
@@ -142,9 +144,43 @@ traces = sa.Table(
     sa.Index("traces_held_by", "worker_id", postgresql_where=sa.text("worker_id IS NOT NULL")),
     sa.Index("traces_owed", "id", postgresql_where=sa.text("parent_owed OR cancel_owed")),
     sa.Index("traces_parent", "parent_id", postgresql_where=sa.text("parent_id IS NOT NULL")),
-    sa.Index("traces_held", "id", postgresql_where=sa.text("status = 'held'")),
+    sa.Index("traces_held", "id", postgresql_where=sa.text("status = 'held' AND waits_for = 'parent'")),
+    sa.Index(
+        "traces_next",
+        "tenant_id",
+        "agent",
+        "lane",
+        sa.text("priority DESC"),
+        "id",
+        postgresql_where=sa.text("status = 'held' AND waits_for = 'limit'"),
+    ),
+    sa.Index(
+        "traces_lane",
+        "tenant_id",
+        "agent",
+        "lane",
+        postgresql_where=sa.text("lane IS NOT NULL AND status IN ('queued','running','waiting')"),
+    ),
+    sa.Index(
+        "traces_admitted",
+        "tenant_id",
+        "agent",
+        "lane",
+        sa.text("admitted_at DESC"),
+        postgresql_where=sa.text("admitted_at IS NOT NULL"),
+    ),
     sa.Index("traces_newest", "tenant_id", "id"),
     sa.Index("traces_context", "tenant_id", "context_id"),
+    **HOT,
+)
+
+lanes = sa.Table(
+    "lanes",
+    metadata,
+    sa.Column("tenant_id", sa.Text, primary_key=True),
+    sa.Column("agent", sa.Text, primary_key=True),
+    sa.Column("key", sa.Text, primary_key=True),
+    _time("looked_at", now=True),
     **HOT,
 )
 

@@ -53,6 +53,7 @@ class Held:
     parent_call_id: UUID | None
     steps: int
     epoch: int
+    lane: str | None
     holder: Holder
 
 
@@ -80,7 +81,7 @@ class Landed:
 
 
 COLUMNS = """id, tenant_id, context_id, agent, intent, from_id, locale, queue, priority, permissions, payload, policy, state,
-  plan_hash, depth, root_id, parent_call_id, steps, epoch"""
+  plan_hash, depth, root_id, parent_call_id, steps, epoch, lane"""
 
 CLAIM = f"""
 WITH t AS (

@@ -28,5 +28,18 @@ ALTER TABLE mesh.workers ADD COLUMN stuck INTEGER DEFAULT 0 NOT NULL;
 
 CREATE INDEX steps_wake ON mesh.steps (wake_at) WHERE status = 'waiting' AND wake_at IS NOT NULL;
 CREATE INDEX calls_owed ON mesh.calls (id) WHERE cancel_owed;
-CREATE INDEX traces_held ON mesh.traces (id) WHERE status = 'held';
+CREATE INDEX traces_held ON mesh.traces (id) WHERE status = 'held' AND waits_for = 'parent';
 CREATE INDEX calls_next ON mesh.calls (step_id, slot) WHERE status = 'held' AND idx = 0 AND limited;
+
+-- Limits of agents: the lane of a trace, and when it was given a place.
+ALTER TABLE mesh.traces ADD COLUMN lane TEXT, ADD COLUMN admitted_at TIMESTAMP WITH TIME ZONE;
+CREATE INDEX traces_next ON mesh.traces (tenant_id, agent, lane, priority DESC, id) WHERE status = 'held' AND waits_for = 'limit';
+CREATE INDEX traces_lane ON mesh.traces (tenant_id, agent, lane) WHERE lane IS NOT NULL AND status IN ('queued', 'running', 'waiting');
+CREATE INDEX traces_admitted ON mesh.traces (tenant_id, agent, lane, admitted_at DESC) WHERE admitted_at IS NOT NULL;
+CREATE TABLE mesh.lanes (
+	tenant_id TEXT NOT NULL,
+	agent TEXT NOT NULL,
+	key TEXT NOT NULL,
+	looked_at TIMESTAMP WITH TIME ZONE DEFAULT mesh.mesh_now() NOT NULL,
+	CONSTRAINT lanes_pkey PRIMARY KEY (tenant_id, agent, key)
+) WITH (fillfactor = 70);

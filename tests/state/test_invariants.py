@@ -185,7 +185,7 @@ UNNAMED = (
     "UPDATE mesh.workers", "INSERT INTO mesh.workers", "FROM mesh.workers", "INTO mesh.leaders", "FROM mesh.keys",
     "pg_control_checkpoint", "SELECT extract(epoch FROM mesh.mesh_now())", "LEFT JOIN mesh.workers w", "c.deadline < mesh.mesh_asof()", "WHERE id = %(call)s AND epoch",
     "WHERE id = (SELECT trace_id FROM mesh.steps WHERE id = %(step)s)", "WHERE id = %(trace)s AND epoch = %(epoch)s AND status = 'queued'",
-    "WHERE t.id = x.id AND t.epoch = x.epoch", "GROUP BY queue", "t.rung_at < t.wake_at", "ANALYZE mesh.", "ORDER BY relname",
+    "WHERE t.id = x.id AND t.epoch = x.epoch", "GROUP BY queue", "t.rung_at < t.wake_at", "ANALYZE mesh.", "ORDER BY relname", "WHERE parent_owed", "DELETE FROM mesh.lanes",
 )  # fmt: skip
 
 
