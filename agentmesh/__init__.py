@@ -19,9 +19,12 @@ _HOMES = {
     "AgentRegistry": "agentmesh.coordination.registry",
     "AgentRuntime": "agentmesh.coordination.container",
     "BIRRouter": "agentmesh.behavior.router",
+    "BehaviorChainEngine": "agentmesh.coordination.engine",
     "BehaviorPlan": "agentmesh.execution.plan",
     "CallbackHandler": "agentmesh.execution.callbacks",
+    "ConditionalExecutor": "agentmesh.execution.executors",
     "ContextBinder": "agentmesh.state.contexts",
+    "DAGExecutor": "agentmesh.execution.executors",
     "DataAdapter": "agentmesh.execution.adapters",
     "Executor": "agentmesh.execution.executors",
     "HybridReasoner": "agentmesh.behavior.combined",
@@ -60,9 +63,12 @@ __all__ = [
     "AgentRegistry",
     "AgentRuntime",
     "BIRRouter",
+    "BehaviorChainEngine",
     "BehaviorPlan",
     "CallbackHandler",
+    "ConditionalExecutor",
     "ContextBinder",
+    "DAGExecutor",
     "DataAdapter",
     "Executor",
     "HybridReasoner",
@@ -105,11 +111,18 @@ if TYPE_CHECKING:
     from agentmesh.console.gateway import ACPGateway
     from agentmesh.coordination.container import AgentRuntime, RuntimeContainer
     from agentmesh.coordination.controller import AgentController
+    from agentmesh.coordination.engine import BehaviorChainEngine
     from agentmesh.coordination.registry import AgentRegistry
     from agentmesh.coordination.scheduler import Scheduler
     from agentmesh.execution.adapters import DataAdapter
     from agentmesh.execution.callbacks import CallbackHandler, register_callback
-    from agentmesh.execution.executors import Executor, ParallelExecutor, SequentialExecutor
+    from agentmesh.execution.executors import (
+        ConditionalExecutor,
+        DAGExecutor,
+        Executor,
+        ParallelExecutor,
+        SequentialExecutor,
+    )
     from agentmesh.execution.plan import BehaviorPlan
     from agentmesh.execution.router import ToolRouter
     from agentmesh.execution.tools import ToolContext, ToolRegistry, register_tool

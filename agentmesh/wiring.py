@@ -35,6 +35,7 @@ from agentmesh.communication.tasks import register_tasks, task_names
 from agentmesh.coordination.alone import LoneProcesses, pipes, serve
 from agentmesh.coordination.container import AgentRuntime
 from agentmesh.coordination.controller import AgentController
+from agentmesh.coordination.engine import BehaviorChainEngine
 from agentmesh.coordination.forks import Forks
 from agentmesh.coordination.heartbeat import Heart, here
 from agentmesh.coordination.notes import Notes
@@ -280,6 +281,10 @@ class Mesh:
     @cached_property
     def people(self) -> People:
         return People(self.db, self.blobs, tenant=self.tenant, ring=self.doorbell.ring)
+
+    @cached_property
+    def engine(self) -> BehaviorChainEngine:
+        return BehaviorChainEngine(self.db, self.blobs, self.client, tenant=self.tenant, ring=self.doorbell.ring)
 
     @cached_property
     def forks(self) -> Forks:

@@ -15,7 +15,8 @@ import agentmesh
 
 PUBLIC = [
     "ACPClient", "ACPGateway", "ACPServer", "Action", "AgentController", "AgentRegistry", "AgentRuntime",
-    "BIRRouter", "BehaviorPlan", "CallbackHandler", "ContextBinder", "DataAdapter", "Executor", "HybridReasoner",
+    "BIRRouter", "BehaviorChainEngine", "BehaviorPlan", "CallbackHandler", "ConditionalExecutor", "ContextBinder", "DAGExecutor",
+    "DataAdapter", "Executor", "HybridReasoner",
     "LLMReasoner", "Later", "MemoryEngine", "MemoryEntry", "ParallelExecutor", "RLPolicyReasoner", "ReasonerBase",
     "ReasonerRouter", "RuleReasoner", "RuntimeContainer", "Scheduler", "SequentialExecutor", "SessionBuilder", "SessionManager",
     "TaskManager", "ToolContext", "ToolRegistry", "ToolRouter", "Trace", "TraceWriter", "Verdict", "define_agent",

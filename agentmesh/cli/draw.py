@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
-from agentmesh.cli.output import as_line, is_terminal, safe, say, span
+from agentmesh.cli.output import as_line, is_terminal, moment, safe, say, span
 from agentmesh.errors import StillWorking
 from agentmesh.observation import timeline
 from agentmesh.observation.timeline import Timeline
@@ -65,7 +65,7 @@ def _child(child: Row) -> Node:
 
 def _step(step: Row, seen: Timeline) -> Node:
     times = f" #{step['iteration']}" if step["iteration"] > 1 else ""
-    said = f" → {_short(step['output'])}" if step["output"] is not None and step["kind"] != "tools" else ""
+    said = f" → {_short(step['output'])}" if step["output"] is not None and step["kind"] != "tools" else _waits(step)
     made = Node(step["status"], f"{step['ordinal']} {step['node']}{times} · {span(step['seconds'])}{_cost(step)}{said}")
     calls = [one for one in seen.calls if one["step_id"] == step["id"]]
     for call in calls:
@@ -76,6 +76,22 @@ def _step(step: Row, seen: Timeline) -> Node:
     if step["error"]:
         made.below.append(Node("failed", _error(step["error"])))
     return made
+
+
+def _waits(step: Row) -> str:
+    """What a waiting step waits for, and until when."""
+    if step["status"] != "waiting" or not step["waits_for"]:
+        return ""
+    kind, _, name = step["waits_for"].partition(":")
+    who = ", ".join((step["action"] or {}).get("who") or ["anybody"])
+    what = {
+        "time": "a time",
+        "children": "its child traces",
+        "signal": f"signal {name}",
+        "approval": f"a decision of {who}",
+    }
+    until = f" until {moment(step['wake_at'])}" if step["wake_at"] else ""
+    return f" · waits for {what.get(kind, step['waits_for'])}{until}"
 
 
 def _cost(step: Row) -> str:

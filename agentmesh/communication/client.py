@@ -233,6 +233,13 @@ class DirectClient:
             accepted = replace(accepted, lane=None)
         return replace(accepted, plan_hash=plan_hash)
 
+    def send_along(self, intent: Intent, *, plan_hash: str) -> Trace:
+        """Accept an intent whose trace is to follow this plan; durable when this returns."""
+        made = replace(self._accepted(intent), plan_hash=plan_hash)
+        ids = dispatch.accept(self._db, [made])
+        self._ring(self._first_rings([made], ids))
+        return Trace(ids[0], self._key.tenant, self._db, self._blobs)
+
     def copy(self, of: Row, *, payload: Json, context_id: str) -> NewTrace:
         """A trace that asks the same again, with this payload and in this context, and waits for no place.
 

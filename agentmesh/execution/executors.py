@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import random
 import traceback
+from collections.abc import Callable
 from dataclasses import replace
 from typing import ClassVar
 
@@ -36,7 +37,7 @@ from agentmesh.execution.failures import AWAY, failure_of, refused, theirs
 from agentmesh.execution.moving import Mover
 from agentmesh.execution.views import HostedAgent, Parts, Views, answered
 from agentmesh.infrastructure.faults import point
-from agentmesh.records import Action, Failure, Json, Policy, Strategy, new_id
+from agentmesh.records import Action, Failure, Json, Policy, Strategy, check_name, new_id
 from agentmesh.state.changes import DeadLetter, NewAttempt, NewTrace
 from agentmesh.state.traces import Held, Taken
 
@@ -285,8 +286,32 @@ class ParallelExecutor(Executor):
     strategy: ClassVar[Strategy] = "parallel"
 
 
-EXECUTORS: dict[str, type[Executor]] = {"sequential": SequentialExecutor, "parallel": ParallelExecutor}
-"""The executors agents choose from, by name."""
+class ConditionalExecutor(Executor):
+    """An action that names no strategy tries its tools in order until one succeeds."""
+
+    strategy: ClassVar[Strategy] = "fallback"
+
+
+class DAGExecutor(ParallelExecutor):
+    """As ParallelExecutor: for agents whose chains have branches beside one another."""
+
+
+EXECUTORS: dict[str, type[Executor]] = {
+    "sequential": SequentialExecutor, "parallel": ParallelExecutor, "conditional": ConditionalExecutor, "dag": DAGExecutor,
+}  # fmt: skip
+"""The executors agents choose from, by name; `register_executor` adds to them."""
+
+
+def register_executor(name: str) -> Callable[[type[Executor]], type[Executor]]:
+    """Make a subclass of Executor one that agents may choose by this name. A plugin's entry point, or an import that the
+    settings list, runs it."""
+    check_name(name, "an executor")
+
+    def declare(made: type[Executor]) -> type[Executor]:
+        EXECUTORS[name] = made
+        return made
+
+    return declare
 
 
 def _pause_s(policy: Policy, again: Again) -> float:

@@ -14,8 +14,9 @@ from uuid import UUID
 
 import psycopg
 
+from agentmesh.errors import UnknownTrace
 from agentmesh.infrastructure.database import Database, Row, Tx, jsonb
-from agentmesh.records import Json, new_id
+from agentmesh.records import Json, Ring, new_id
 from agentmesh.state import deliveries, inbox, landing, memory
 from agentmesh.state.changes import Change, MemoryWrite, NewStep, plain
 from agentmesh.state.closing import close
@@ -274,6 +275,26 @@ def free(db: Database, trace_id: UUID, *, agent: str) -> Row | None:
     """The agent's trace with its step that may be taken, if any; None where the agent has no such trace."""
     rows = db.once(OPEN_STEP, {"trace": trace_id, "agent": agent})
     return rows[0] if rows else None
+
+
+RINGS = """
+SELECT 'trace' AS kind, t.id, t.epoch, t.queue, t.agent, t.priority FROM mesh.traces t
+ WHERE t.id = %(trace)s AND t.tenant_id = %(tenant)s AND t.status = 'queued'
+UNION ALL SELECT 'step', s.id, s.epoch, s.queue, s.agent, s.priority FROM mesh.steps s
+ WHERE s.trace_id = %(trace)s AND s.tenant_id = %(tenant)s AND s.status IN ('ready', 'joined')
+   AND (s.wake_at IS NULL OR s.wake_at <= mesh.mesh_asof())
+"""
+
+
+def rings(db: Database, tenant: str, trace_id: UUID) -> list[Ring]:
+    """The doorbells of what of the trace is ready for an agent's worker. Raises UnknownTrace."""
+    at = {"trace": trace_id, "tenant": tenant}
+    if not db.once("SELECT 1 FROM mesh.traces WHERE id = %(trace)s AND tenant_id = %(tenant)s", at):
+        raise UnknownTrace("no trace has this id", value=str(trace_id))
+    return [
+        Ring(one["kind"], one["id"], one["epoch"], one["queue"], f"agent.{one['agent']}", trace_id, one["priority"])
+        for one in db.once(RINGS, at)
+    ]
 
 
 def _call_events(step: Row, calls: tuple[Row, ...]) -> list[dict[str, Json]]:
