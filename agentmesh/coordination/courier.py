@@ -118,9 +118,9 @@ class Courier:
         except CircuitBreakerError:
             deliveries.give_up(self._db, tenant, target, age_s=LONGEST_S)
         except (psycopg.Error, MeshError) as exc:
-            log.warning("a delivery is kept; trying again", target=target, error=str(exc).splitlines()[0])
+            log.warning("a delivery is kept; trying again", target=_host(target), error=str(exc).splitlines()[0])
         except Exception:
-            log.exception("a delivery is kept; trying again", target=target)
+            log.exception("a delivery is kept; trying again", target=_host(target))
         finally:
             if breaker.fail_counter == 0:
                 self._breakers.pop(place, None)
@@ -148,17 +148,19 @@ class Courier:
             self._again(row, Undelivered(_failure(exc)))
         except MeshError as exc:  # no try would be another: it may not be called
             deliveries.settle(self._db, row, "failed", failure=_failure(exc))
-            log.warning("webhook refused", delivery=str(row["id"]), target=target, error=exc.what)
+            log.warning("webhook refused", delivery=str(row["id"]), target=_host(target), error=exc.what)
         else:
             deliveries.settle(self._db, row, "done")
-            log.info("webhook delivered", delivery=str(row["id"]), target=target, tries=row["tries"])
+            log.info("webhook delivered", delivery=str(row["id"]), target=_host(target), tries=row["tries"])
         return True
 
     def _again(self, row: Row, exc: Undelivered) -> None:
         plan, tries = self._manner.plan_s, row["tries"]
         if tries > len(plan):
             deliveries.settle(self._db, row, "failed", failure=exc.failure)
-            log.warning("webhook given up", delivery=str(row["id"]), target=row["target"], error=exc.failure.message)
+            log.warning(
+                "webhook given up", delivery=str(row["id"]), target=_host(row["target"]), error=exc.failure.message
+            )
             return
         pause = plan[tries - 1] * random.uniform(0.9, 1.1)  # noqa: S311 - spreads retries, guards nothing
         after_s = min(LONGEST_S, max(pause, exc.after_s or 0.0))
@@ -205,3 +207,11 @@ class Courier:
 
 def _failure(exc: MeshError) -> Failure:
     return Failure(exc.code, exc.what, detail={"value": exc.value, "expected": exc.expected})
+
+
+def _host(target: str) -> str:
+    """What of a target is no secret."""
+    try:
+        return httpx.URL(target).host
+    except httpx.InvalidURL:
+        return "?"

@@ -8,6 +8,7 @@ the first byte of the headers on; an answer with a Content-Encoding is refused, 
 from __future__ import annotations
 
 import ipaddress
+import logging
 import socket
 import ssl
 import time
@@ -21,6 +22,8 @@ import httpcore
 import httpx
 
 from agentmesh.errors import AnswerRefused, TargetRefused
+
+logging.getLogger("httpx").setLevel(logging.WARNING)  # it tells whole URLs, and some hold a secret
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network

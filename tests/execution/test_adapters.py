@@ -8,9 +8,13 @@ from dataclasses import replace
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
+import httpx
 import psycopg
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from agentmesh.coordination.rescuer import _ring
 from agentmesh.errors import (
@@ -24,6 +28,7 @@ from agentmesh.errors import (
     SecretMissing,
     TargetRefused,
 )
+from agentmesh.execution.adapters import UrlTemplate
 from agentmesh.execution.invoke import context, invoke
 from agentmesh.execution.toolfiles import load_tools
 from agentmesh.execution.tools import Tool
@@ -102,6 +107,20 @@ def test_s36_an_argument_stays_in_its_place_in_the_path(
     else:
         run(made, number=1, name=value)
         assert site.seen[0].path == f"{path}?number=1"
+
+
+@given(st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=30))
+def test_s36_no_text_leaves_its_place_in_a_url(text: str) -> None:
+    template = UrlTemplate("https://api.example/a/{x}/b?q={x}&z=1", {"x": {"type": "string"}}, ())
+    try:
+        made = httpx.URL(template.filled({"x": text}, {"rest": text}))
+    except BadArguments:
+        assert text in {".", ".."}
+        return
+    assert (made.scheme, made.host, made.port, made.fragment) == ("https", "api.example", None, "")
+    path = made.raw_path.decode().partition("?")[0].split("/")
+    assert [unquote(part) for part in path] == ["", "a", text, "b"]
+    assert made.params.multi_items() == [("q", text), ("z", "1"), ("rest", text)]
 
 
 def test_s36_a_private_address_is_called_only_where_the_file_names_its_network(site: Site, tmp_path: Path) -> None:

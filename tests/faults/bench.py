@@ -37,7 +37,7 @@ CREATE TABLE IF NOT EXISTS ran (kind text, trace_id uuid, name text, idem_key te
 AGENTS = {
     "worker": """
         agent: worker-{tag}
-        tools: [part, model, here, filed, gated, sleepy, deaf, abort, greedy, big]
+        tools: [part, model, here, filed, gated, sleepy, deaf, asked, abort, greedy, big]
         grants: ["data:read"]
         policy: {{callbacks: [judge], on_fail: callback}}
         tenants: [default, acme, globex]

@@ -15,7 +15,7 @@ from typing import Any
 
 import psycopg
 
-from agentmesh import ReasonerBase, ToolContext, register_callback, register_tool
+from agentmesh import Later, ReasonerBase, ToolContext, register_callback, register_tool
 from agentmesh.errors import Permanent
 from agentmesh.execution.tools import TOOLS
 
@@ -101,6 +101,13 @@ def deaf(ctx: ToolContext, to: str) -> None:
     while True:
         with suppress(BaseException):
             threading.Event().wait(0.1)
+
+
+@register_tool("asked", needs=["data:read"], queue=TAG, attempts=3)
+def asked(ctx: ToolContext) -> int | Later:
+    """Is answered later."""
+    ran(ctx)
+    return Later()
 
 
 @register_tool("abort", needs=["data:read"], queue=TAG, attempts=3)

@@ -98,3 +98,20 @@ def test_f02_a_child_whose_prefork_parent_is_killed_changes_nothing_any_more(mak
     check(bench, trace, point)
     assert bench.outcomes()["won"] == PARTS
     assert bench.outcomes()["lost"] + bench.outcomes()["stale"] == (point not in COMMITTED)
+
+
+def test_f02_a_call_that_waits_for_its_answer_outlives_every_worker(make_bench: Any) -> None:
+    bench: Bench = make_bench("embedded")
+    workers = [bench.worker("agents", wait=False), bench.worker("tools", pool="threads", wait=False)]
+    for worker in workers:
+        bench.wait_for(worker)
+    trace = bench.given({"tool": "asked"})
+    waits = "SELECT id FROM mesh.calls WHERE status = 'running' AND worker_id IS NULL"
+    [call] = until(lambda: bench.rows(waits), what="the wait")
+    for worker in workers:
+        worker.signal(signal.SIGKILL, tree=True)
+    bench.mesh.answers.finish(call["id"], 7)
+    bench.worker("agents")
+    assert trace.result(timeout=30) == {"asked": 7}
+    bench.settle()
+    assert len(bench.runs("asked")) == 1

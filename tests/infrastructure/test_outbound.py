@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import logging
 import ssl
 import threading
 from collections.abc import Iterator
@@ -141,6 +142,14 @@ def test_s39_proxies_and_netrc_of_the_environment_are_not_read(
     proxy.close()
     assert (answer.text, proxy.seen) == ("hello", [])
     assert "authorization" not in site.seen[0].headers
+
+
+def test_s57_no_url_is_logged(site: Site, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("DEBUG"):
+        logging.getLogger("httpx").info("heard")
+        get(f"{site.url}/hooks/canary?key=canary", reach(site))
+    said = [one.getMessage() for one in caplog.records if one.levelno >= logging.INFO]
+    assert [one for one in said if "canary" in one or "heard" in one] == []
 
 
 def test_an_endless_answer_ends_at_the_limit(site: Site) -> None:
