@@ -237,7 +237,7 @@ class DirectClient:
         """Accept an intent whose trace is to follow this plan; durable when this returns."""
         made = replace(self._accepted(intent), plan_hash=plan_hash)
         ids = dispatch.accept(self._db, [made])
-        self._ring(self._first_rings([made], ids))
+        self._begin([made], ids)
         return Trace(ids[0], self._key.tenant, self._db, self._blobs)
 
     def copy(self, of: Row, *, payload: Json, context_id: str) -> NewTrace:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from agentmesh.execution.chain import KINDS
+from agentmesh.execution.chainparts import KINDS
 from agentmesh.execution.plan import TARGETS
 from agentmesh.records import NAME, Json, PolicyPatch
 
