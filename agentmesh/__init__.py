@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 _HOMES = {
-    "ACPClient": "agentmesh.wiring",
+    "ACPClient": "agentmesh.client",
     "ACPGateway": "agentmesh.console.gateway",
     "ACPServer": "agentmesh.communication.server",
     "Action": "agentmesh.records",
@@ -106,6 +106,7 @@ if TYPE_CHECKING:
     from agentmesh.behavior.reasoners import ReasonerBase, RuleReasoner
     from agentmesh.behavior.router import BIRRouter
     from agentmesh.behavior.session import SessionBuilder
+    from agentmesh.client import ACPClient
     from agentmesh.communication.client import Trace
     from agentmesh.communication.server import ACPServer
     from agentmesh.console.gateway import ACPGateway
@@ -131,7 +132,6 @@ if TYPE_CHECKING:
     from agentmesh.state.contexts import ContextBinder, SessionManager
     from agentmesh.state.events import TraceWriter
     from agentmesh.state.memory import MemoryEngine, MemoryEntry
-    from agentmesh.wiring import ACPClient
 
 
 def __getattr__(name: str) -> Any:

@@ -10,7 +10,7 @@ import importlib
 import importlib.metadata
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import cached_property
@@ -61,7 +61,7 @@ from agentmesh.infrastructure.logging import configure, redact
 from agentmesh.infrastructure.secrets import secret
 from agentmesh.infrastructure.settings import Settings
 from agentmesh.infrastructure.settings import load as load_settings
-from agentmesh.records import Intent, Ring
+from agentmesh.records import Ring
 from agentmesh.state import announced, traces
 from agentmesh.state.blobs import BlobStore
 from agentmesh.state.contexts import ContextBinder, SessionManager
@@ -597,26 +597,9 @@ def build(settings: Settings | None = None, **parts: Any) -> Mesh:
     return Mesh(settings or load_settings(), **parts)
 
 
-class ACPClient:
-    """A producer's client: writes to the configured mesh itself. Reads settings and connects when it first sends."""
-
-    def __init__(self, settings: Settings | None = None) -> None:
-        self._settings = settings
-
-    @cached_property
-    def mesh(self) -> Mesh:
-        return build(self._settings)
-
-    def send(self, intent: Intent, *, session: Any = None) -> Trace:
-        return self.mesh.client.send(intent, session=session)
-
-    def send_many(self, intents: Sequence[Intent], *, session: Any = None) -> list[Trace]:
-        return self.mesh.client.send_many(intents, session=session)
-
-
 def embedded_started(mesh: Mesh) -> bool:
     """Start or adopt the embedded PostgreSQL of this mesh where it is the configured one; True when this started it."""
     return mesh.settings.database.url is None and bool(mesh.embedded.start())
 
 
-__all__ = ["ACPClient", "Mesh", "Ring", "build", "embedded_started", "now_s"]
+__all__ = ["Mesh", "Ring", "build", "embedded_started", "now_s"]

@@ -6,11 +6,9 @@ Trace is the handle a producer gets. Nothing is published before the commit that
 
 from __future__ import annotations
 
-import asyncio
 import difflib
-import threading
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 from uuid import UUID
@@ -25,13 +23,13 @@ from agentmesh.communication.envelope import (
     audience,
     sign,
 )  # fmt: skip
+from agentmesh.communication.handle import Handle
 from agentmesh.communication.keys import SigningKey
 from agentmesh.errors import (
     BadPayload,
     DatabaseNotMigrated,
     DelegationTooDeep,
     StillWorking,
-    TraceFailed,
     UnknownAgent,
     UnknownIntent,
 )
@@ -46,55 +44,18 @@ from agentmesh.state.changes import NewTrace
 from agentmesh.state.rewards import Rewarded
 from agentmesh.state.traces import Held
 
-ENDED = frozenset({"done", "failed", "cancelled"})
 AGENTS_FRESH_S = 5.0
 UNDEFINED_TABLE = "42P01"
 
 
 @dataclass(frozen=True, slots=True)
-class Trace:
-    """The handle of a dispatched intent. `str(trace)` is its id."""
+class Trace(Handle):
+    """The handle of a dispatched intent, read from the mesh's database."""
 
     id: UUID
     tenant_id: str
     db: Database
     blobs: BlobStore
-
-    def __str__(self) -> str:
-        return str(self.id)
-
-    def status(self) -> str:
-        """held, queued, running, waiting, done, failed or cancelled. Raises StillWorking while the dispatch is uncommitted."""
-        return str(self._row()["status"])
-
-    def result(self, timeout: float | None = None) -> Json:
-        """What the trace ended with, within `timeout` seconds (None: for ever).
-
-        Raises TraceFailed with the recorded error, or StillWorking when the time is over; the work goes on.
-        """
-        waited, pause = 0.0, 0.005
-        while True:
-            row = self._row()
-            if row["status"] in ENDED:
-                return self._ended(row)
-            if timeout is not None and waited >= timeout:
-                raise StillWorking(f"trace {self.id} has not ended", value=f"{row['status']} after {timeout:g} s")
-            started = time.monotonic()
-            threading.Event().wait(pause if timeout is None else min(pause, timeout - waited))
-            waited += time.monotonic() - started
-            pause = min(0.25, pause * 1.5)
-
-    async def follow(self) -> AsyncIterator[Row]:
-        """The trace's events in order, as they are committed, until it has ended: seq, name, at, step_id, body."""
-        seen = 0
-        while True:
-            status = await asyncio.to_thread(self.status)
-            for event in await asyncio.to_thread(self._events, seen):
-                seen = event["seq"]
-                yield event
-            if status in ENDED:
-                return
-            await asyncio.sleep(0.1)
 
     def feedback(self, reward: float, *, step: int | None = None, key: str | None = None, **about: Json) -> Rewarded:
         """Bind `reward` to the decision that led to step number `step` (None: to the last one); under one `key`, once.
@@ -105,14 +66,8 @@ class Trace:
             self.db, reward, tenant_id=self.tenant_id, trace_id=self.id, step=step, about=about, key=key
         )
 
-    def _ended(self, row: Row) -> Json:
-        if row["status"] == "done":
-            return self.blobs.expand(self.tenant_id, row["result"])
-        error = row["error"] or {}
-        raise TraceFailed(
-            f"trace {self.id} {row['status']}: {error.get('message', 'no reason recorded')}", value=error.get("code"),
-            next=f"agentmesh trace show {self.id}",
-        )  # fmt: skip
+    def _whole(self, result: Json) -> Json:
+        return self.blobs.expand(self.tenant_id, result)
 
     def _row(self) -> Row:
         rows = self.db.read(

@@ -132,11 +132,9 @@ def receive(
     request: Request, response: Response, door: Door, bearer: Bearer, raw: Body, to_id: AgentName,
     hints: Annotated[Hints, Depends()],
 ) -> dict[str, Any]:  # fmt: skip
-    """Signed: `aud` is "mesh/gateway", and its `trace_id` is its idempotency key. Plain: with a bearer token."""
+    """Signed: `aud` is "mesh/gateway". Plain: with a bearer token. Without a key, its `trace_id` is its idempotency key."""
     evidence = None
     if media_of(request) == JOSE:
-        if hints.key is not None:
-            raise BadRequest("a signed envelope brings its own key: its trace_id", status=409, value="Idempotency-Key")
         who, envelope, evidence = _signed(request, door, raw)
     else:
         who = authenticated(request, door, bearer)

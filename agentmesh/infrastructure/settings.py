@@ -29,9 +29,9 @@ from agentmesh.errors import BadSettings
 from agentmesh.records import Name
 
 PREFIX = "AGENTMESH_"
-# Not settings of a process: the test servers, where binaries lie, secrets that declarations name, and what Kubernetes
-# sets in every pod for a service of this name.
-FOREIGN = re.compile(r"AGENTMESH_(SECRET_\w+|TEST_\w+|ALONE|PG_BIN|SERVICE_\w+|PORT(_\w+)?)\Z")
+# Not settings of a process: the test servers, a producer's token, where binaries lie, secrets that declarations name,
+# and what Kubernetes sets in every pod for a service of this name.
+FOREIGN = re.compile(r"AGENTMESH_(SECRET_\w+|TEST_\w+|ALONE|PG_BIN|GATEWAY_TOKEN|SERVICE_\w+|PORT(_\w+)?)\Z")
 SECONDS = {"ms": 0.001, "s": 1.0, "min": 60.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 BYTES = {
     "B": 1,

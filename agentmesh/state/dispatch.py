@@ -220,6 +220,8 @@ def accept_first(db: Database, trace: NewTrace) -> tuple[UUID, bool]:
         except psycopg.errors.UniqueViolation:
             raise TraceTaken("another intent has this trace id", value=str(trace.id)) from None
         found = db.read(FIRST, key)
+    if not found:  # its id had come before, under another key
+        raise TraceTaken("another intent has this trace id", value=str(trace.id))
     first = found[0]
     if first["digest"] != trace.digest:
         raise conflict(first["trace_id"])
