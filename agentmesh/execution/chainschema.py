@@ -76,7 +76,7 @@ KEYS: dict[str, Schema] = {
     "schema": {"type": "object", "description": "a JSON Schema of the payload"}, "within": DURATION,
     "who": {"type": "array", "items": TEXT}, "options": NAMES | {"minItems": 2},
     "escalate": _object({"after": DURATION, "who": {"type": "array", "items": TEXT}}, "after", "who"),
-    "reason": {"enum": ["required", "optional"]}, **ERRAND, "wait": YES_OR_NO, "code": TEXT,
+    "needs": _one_or_many(NAMED), "reason": {"enum": ["required", "optional"]}, **ERRAND, "wait": YES_OR_NO, "code": TEXT,
 }  # fmt: skip
 """What every other key of a step takes."""
 

@@ -63,7 +63,8 @@ class Picture:
 def picture(plan: BehaviorPlan, title: str | None = None) -> Picture:
     """What a plan looks like."""
     leaving = [(one.id, *way) for one in plan.nodes for way in _ways(plan, one)]
-    start = [("", plan.first.id, "", False)]
+    firsts = [one.id for one in plan.nodes if not one.needs] if plan.branches else [plan.first.id]
+    start = [("", one, "", False) for one in firsts]
     if plan.on_fail is not None:
         start.append(("", plan.on_fail, "when a step fails", True))
     ends = [name for name in ENDS if any(target == name for _, target, _, _ in (*start, *leaving))]
@@ -82,6 +83,7 @@ def picture(plan: BehaviorPlan, title: str | None = None) -> Picture:
 def _ways(plan: BehaviorPlan, node: Any) -> Iterator[tuple[str, str, bool]]:
     """Where a node may lead: (target, when, only after a failure)."""
     following = node.next or plans.END
+    needed_by = [one.id for one in plan.nodes if node.id in (one.needs or ())]
     on = "else"
     match node:
         case plans.Jump(then=then):
@@ -92,7 +94,9 @@ def _ways(plan: BehaviorPlan, node: Any) -> Iterator[tuple[str, str, bool]]:
             yield plans.FAIL if isinstance(node, plans.Give) else plans.END, node.when or "", False
         case _:
             on = ""
-    if not (isinstance(node, plans.Jump | plans.Finish | plans.Give) and node.when is None):
+    if needed_by:
+        yield from ((name, "", False) for name in needed_by)
+    elif not (isinstance(node, plans.Jump | plans.Finish | plans.Give) and node.when is None):
         yield from ((target, on or label, False) for target, label in _onward(plan, node, following))
     for label, target in (("on failure", node.on_fail), ("on time-out", node.on_timeout)):
         if target is not None:

@@ -123,3 +123,15 @@ def test_the_default_plan_shows_where_its_callback_may_send_it():
     said = drawing.text(drawing.picture(default_plan()))
     assert "as its callback says" in said
     assert "an answer" in said
+
+
+def test_branches_are_drawn_from_what_they_need():
+    tools = {"tools": ["work"]}
+    plan = chain.from_values({"chain": "c", "steps": [
+        {"id": "a", **tools, "needs": []}, {"id": "b", **tools, "needs": []}, {"id": "both", **tools, "needs": ["a", "b"]},
+    ]})  # fmt: skip
+    found = drawing.picture(plan)
+    names = [one.name for one in found.boxes]
+    assert [(names[one.start], names[one.end]) for one in found.ways] == [
+        ("c", "a"), ("c", "b"), ("a", "both"), ("b", "both"), ("both", "end"),
+    ]  # fmt: skip
