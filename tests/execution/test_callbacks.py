@@ -14,8 +14,10 @@ AT_ONCE = {"base_s": 0, "cap_s": 0}
 
 @pytest.fixture(autouse=True)
 def handlers():
+    known = dict(HANDLERS)
     yield HANDLERS
     HANDLERS.clear()
+    HANDLERS.update(known)
 
 
 def run(lab, *actions, **options):

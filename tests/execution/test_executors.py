@@ -19,8 +19,10 @@ AT_ONCE = {"base_s": 0, "cap_s": 0}
 
 @pytest.fixture(autouse=True)
 def handlers():
+    known = dict(HANDLERS)
     yield HANDLERS
     HANDLERS.clear()
+    HANDLERS.update(known)
 
 
 def bodies(lab, trace, name):

@@ -11,8 +11,10 @@ from agentmesh.state import rewind
 
 @pytest.fixture(autouse=True)
 def handlers():
+    known = dict(HANDLERS)
     yield HANDLERS
     HANDLERS.clear()
+    HANDLERS.update(known)
 
 
 @pytest.fixture
