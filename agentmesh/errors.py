@@ -191,7 +191,7 @@ class BadPayload(MeshError):
     next = "agentmesh submit --dry-run"
 
 
-class PayloadTooLarge(MeshError):
+class PayloadTooLarge(BadJson):
     code = "E_PAYLOAD_TOO_LARGE"
     exit_code = 2
     expected = "at most 16 MiB of JSON"

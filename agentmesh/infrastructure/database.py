@@ -213,11 +213,11 @@ class Database:
             if driver is None:
                 raise DatabaseUnreachable("the pool gave no connection")
             yield Tx(driver)
-        except psycopg.errors.FeatureNotSupported as exc:
-            if driver is None or exc.diag.source_function != "RevalidateCachedQuery":
+        except psycopg.DatabaseError as exc:
+            if driver is None or not _of_the_connection(exc):
                 raise
-            driver.close()  # a migration changed what its prepared statements return
-            raise psycopg.OperationalError("the schema changed while this connection was open") from exc
+            driver.close()
+            raise psycopg.OperationalError(f"this connection is of no use any more: {exc}") from exc
         finally:
             broken = driver is not None and driver.closed
             if broken:
@@ -288,6 +288,14 @@ class Database:
             "SELECT pg_postmaster_start_time()::text AS started_at, timeline_id AS timeline FROM pg_control_checkpoint()"
         )[0]
         return Server(row["started_at"], row["timeline"])
+
+
+def _of_the_connection(exc: psycopg.DatabaseError) -> bool:
+    """Whether nothing is wrong with the statement: a migration changed what this connection's prepared statements
+    return, or the answer was no answer of PostgreSQL's."""
+    return exc.diag.source_function == "RevalidateCachedQuery" or (
+        type(exc) is psycopg.DatabaseError and exc.sqlstate is None
+    )
 
 
 def unreachable(url: str, exc: BaseException) -> DatabaseUnreachable:

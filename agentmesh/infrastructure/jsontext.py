@@ -24,7 +24,7 @@ from uuid import UUID
 import rfc8785
 from pydantic import BaseModel
 
-from agentmesh.errors import BadJson, DuplicateKey, NotFinite
+from agentmesh.errors import BadJson, DuplicateKey, NotFinite, PayloadTooLarge
 from agentmesh.records import Json
 
 MAX_BYTES = 16 * 1024 * 1024
@@ -120,7 +120,7 @@ def _decoded(text: str | bytes, what: str, max_bytes: int) -> str:
     except UnicodeError:
         raise _bad(what, "it is not UTF-8, or contains half of a surrogate pair") from None
     if size > max_bytes or isinstance(text, bytes):
-        raise BadJson(f"{what} is too large", value=size, expected=f"at most {max_bytes} bytes")
+        raise PayloadTooLarge(f"{what} is too large", value=f"{size} bytes", expected=f"at most {max_bytes} bytes")
     if text.startswith("\ufeff"):
         raise _bad(what, "it begins with a byte order mark")
     return text

@@ -9,11 +9,15 @@ from typing import Any
 
 import pytest
 
+from agentmesh.execution.failures import AWAY
+from agentmesh.infrastructure.database import Database
 from agentmesh.testing import until
 from tests.faults.bench import Bench
 from tests.faults.load import Load
+from tests.faults.proxy import Proxy
 
 FAULTY = pytest.mark.faults
+OUTAGE_S = 8
 DEADLINE_S = 10.0  # within which each side of a silent link gives it up by itself
 
 
@@ -113,6 +117,25 @@ def test_f11_workers_behind_a_silent_broker_consume_again(
 
 
 @FAULTY
+@pytest.mark.parametrize("kind", ["redis", "amqp"])
+def test_f10_nobody_runs_against_a_closed_door_more_than_twice_a_second(
+    make_bench: Any, own_postgres: Any, own_broker: Any, kind: str
+) -> None:
+    bench = linked(make_bench, own_postgres, own_broker, kind)
+    bench.env |= {"AGENTMESH_LEASE_LEASE": "10s", "AGENTMESH_LEASE_BEAT": "1s", "AGENTMESH_LEASE_RESCUE": "1s"}
+    workers = bench.workers(("agents", "threads"), ("tools", "threads"))
+    for link in bench.links.values():
+        link.cut()
+        threading.Event().wait(1)  # what was open is gone
+        link.opened.clear()
+        threading.Event().wait(OUTAGE_S)
+        tries = len(link.opened)
+        link.pass_()
+        assert 0 < tries <= 2 * OUTAGE_S * len(workers)
+    bench.start("parallel", 3).result(timeout=40)
+
+
+@FAULTY
 @pytest.mark.parametrize("kind", ["redis", "amqp", "embedded"])
 def test_f11_a_link_that_garbles_or_crawls_changes_nothing(
     make_bench: Any, own_postgres: Any, own_broker: Any, kind: str
@@ -133,3 +156,21 @@ def test_f11_a_link_that_garbles_or_crawls_changes_nothing(
     bench.settle(within=90)
     assert {trace.status() for trace in load.accepted} == {"done"}
     assert all(worker.running for worker in workers)
+
+
+@pytest.mark.parametrize("mode", ["garble", "cut"])
+def test_f11_an_answer_that_is_none_of_postgresqls_is_the_end_of_its_connection_and_no_fault_of_the_statement(
+    steady: Any, mode: str
+) -> None:
+    link = Proxy(steady.path)
+    db = Database(f"postgresql://postgres@127.0.0.1:{link.port}/postgres", check_role=False)
+    try:
+        assert db.once("SELECT 1 AS n") == [{"n": 1}]
+        getattr(link, mode)()
+        with pytest.raises(AWAY):
+            db.once("SELECT 2 AS n, repeat('x', 100) AS text")
+        link.pass_()
+        assert db.once("SELECT 3 AS n") == [{"n": 3}]
+    finally:
+        db.close()
+        link.close()

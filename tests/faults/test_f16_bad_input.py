@@ -151,7 +151,7 @@ def test_f17_a_result_of_a_hundred_mebibytes_is_refused_and_its_memory_given_bac
     trace = bench.given({"tool": "big", "args": {"size": 100 * MIB}})
     until(lambda: trace.status() not in {"queued", "running"}, within=60, what="an end")
     error = bench.value("SELECT error FROM mesh.calls WHERE tool = 'big'")
-    assert "too large" in error["message"]
+    assert error["code"] == "E_PAYLOAD_TOO_LARGE"
     assert str(16 * MIB) in str(error)
     bench.start("parallel", 2).result(timeout=20)
     until(lambda: rss_mib(tools.pid) < before + 50, within=20, what="the memory given back")
