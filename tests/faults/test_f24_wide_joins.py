@@ -74,7 +74,7 @@ def test_f24_a_thousand_parts_join_once_though_half_the_workers_die(make_bench: 
 
 
 @pytest.mark.faults
-@pytest.mark.parametrize("turn", range(3))
+@pytest.mark.parametrize("turn", range(10))
 def test_f24_two_workers_at_the_join_at_once_fire_it_once(make_bench: Any, turn: int) -> None:
     """Two processes of one slot each; each pair of parts meets just before its results are recorded."""
     bench: Bench = make_bench("redis")
