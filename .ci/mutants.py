@@ -25,6 +25,7 @@ ROOT = Path(__file__).resolve().parent.parent
 TREE = ("agentmesh", "workers", "migrations", "config", "tests", "pyproject.toml")
 PATCHES = ROOT / "tests" / "mutants"
 BUGS = {f"B{number:02}" for number in range(1, 13)}
+HOLES = {f"H{number:02}" for number in range(1, 11)}  # of them there may be patches, too
 PYTEST = (
     *(sys.executable, "-m", "pytest", "-q", "-rpfE", "--tb=no", "--timeout=30", "-p", "no:cacheprovider"),
     *("-p", "pytest_timeout", "--basetemp=tmp"),
@@ -58,7 +59,7 @@ def read(patch: Path) -> Bug:
     head, _, _ = patch.read_text(encoding="utf-8").partition("\n--- ")
     number, _, what = head.partition("\n")[0].partition(" ")
     tests = tuple(re.findall(r"^caught by (\S+)$", head, re.MULTILINE))
-    if number[:3] not in BUGS or not what or not tests:
+    if number[:3] not in BUGS | HOLES or not what or not tests:
         raise ValueError(f"{patch}: expected 'B01 what is wrong' and 'caught by tests/…::test_…' before the diff")
     return Bug(patch, number, what, tests)
 
