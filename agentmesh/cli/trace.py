@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 from uuid import UUID
 
 import typer
 
 from agentmesh.cli.output import as_line, document, moment, safe, say, span, table
 from agentmesh.cli.session import Json, opened
+
+if TYPE_CHECKING:
+    from agentmesh.infrastructure.database import Database
 
 app = typer.Typer(name="trace", help="What was asked, and how it went.", no_args_is_help=True)
 
@@ -47,6 +50,7 @@ def show(
     trace_id: Annotated[str, typer.Argument(metavar="ID", help="An id, a unique prefix of one, or @last.")],
     follow: Annotated[bool, typer.Option("--follow", help="Until it ends; with --json one line an event.")] = False,
     events: Annotated[bool, typer.Option("--events", help="Its events instead of the tree.")] = False,
+    policy: Annotated[bool, typer.Option("--policy", help="Its policy, and where each part comes from.")] = False,
     as_json: Json = False,
 ) -> None:
     """One trace as a tree: steps, calls, attempts, errors, and what it delegated."""
@@ -56,7 +60,9 @@ def show(
     with opened(ctx) as mesh:
         db, tenant = mesh.db, mesh.tenant
         found = timeline.resolve(db, tenant, trace_id)
-        if follow and (as_json or events):
+        if policy:
+            _policy(db, tenant, found, as_json=as_json)
+        elif follow and (as_json or events):
             _follow_events(mesh.db, tenant, found, as_json=as_json)
         elif follow:
             draw.follow(db, tenant, found, children=True)
@@ -72,6 +78,23 @@ def show(
                 )  # fmt: skip
             else:
                 draw.show(draw.tree(seen, lambda child: timeline.trace(db, tenant, child)))
+
+
+def _policy(db: Database, tenant: str, found: UUID, *, as_json: bool) -> None:
+    from agentmesh.observation import policies, timeline
+
+    seen = timeline.trace(db, tenant, found)
+    body = timeline.plan(db, tenant, seen.trace["plan_hash"]) if seen.trace["plan_hash"] else None
+    parts = policies.parts(seen.trace, timeline.events(db, tenant, found), body)
+    if as_json:
+        document("policy", id=found, parts=[
+            {"name": one.name, "value": one.value, "from": one.source, "node": one.node} for one in parts
+        ])  # fmt: skip
+        return
+    table(
+        ["field", "value", "from", "node"],
+        ([one.name, as_line(one.value), one.source, one.node or ""] for one in parts), empty="it has not begun",
+    )  # fmt: skip
 
 
 def _follow_events(db: object, tenant: str, found: UUID, *, as_json: bool) -> None:

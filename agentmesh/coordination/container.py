@@ -37,11 +37,12 @@ class AgentRuntime:
         self._db, self.note, self._holder, self._alone = db, note, holder, alone
         self._unread: set[str] = set()  # hashes of plans that other releases wrote
         policy = agent.spec.effective_policy()
-        base = Policy().model_dump(mode="json") | policy.model_dump(mode="json", exclude_none=True)
+        own = policy.model_dump(mode="json", exclude_none=True)
+        base = Policy().model_dump(mode="json") | own
         node, kind = agent.plan.opening
         self._start = {
             "plan": agent.plan.hash, "version": agent.spec.version, "policy": json.dumps(base), "node": node,
-            "kind": kind, "started": json.dumps({"agent": agent.spec.agent, "version": agent.spec.version}),
+            "kind": kind, "started": json.dumps({"agent": agent.spec.agent, "version": agent.spec.version, "policy": list(own)}),
         }  # fmt: skip
 
     def prepare_context(self, ring: Ring, claim_id: UUID | None = None) -> Taken | None:

@@ -28,7 +28,7 @@ SELECT id FROM t
 """
 
 FAILED_STEP = """
-SELECT id, kind, phase, need, wins FROM mesh.steps
+SELECT id, kind, phase, need, wins, ordinal FROM mesh.steps
  WHERE trace_id = %(trace)s AND tenant_id = %(tenant)s AND status = 'failed' AND kind <> 'group' ORDER BY ordinal DESC LIMIT 1
 """
 
@@ -90,6 +90,9 @@ def retry(db: Database, *, tenant: str, trace_id: UUID, by: str) -> list[Ring]:
         if step is None:
             raise NotRetryable("no step of this trace failed: a verdict ended it", value=str(trace_id),
                                next="agentmesh submit")  # fmt: skip
+        if step["kind"] == "delegate" and step["wins"] < step["need"]:
+            raise NotRetryable("a child trace of this step failed, and is not asked again in place", value=str(trace_id),
+                               next=f"agentmesh rewind {trace_id} --to {step['ordinal']}")  # fmt: skip
         at |= {"step": step["id"]}
         closed = _begin_again(tx, at)
         if step["kind"] == "tools" and step["wins"] < step["need"]:

@@ -3,11 +3,11 @@
 import pytest
 
 from agentmesh import define_agent
-from agentmesh.errors import AlreadyDecided
+from agentmesh.errors import AlreadyDecided, NotRetryable
 from agentmesh.execution.tools import register_tool
 from agentmesh.records import Backoff
 from agentmesh.state import children as between
-from agentmesh.state import signals, steering
+from agentmesh.state import retry, signals, steering
 
 
 @pytest.fixture
@@ -360,3 +360,11 @@ def test_a_child_has_no_more_permissions_than_its_errand_and_its_parent(pair):
     lab, trace = pair({"delegate": "helper", "permissions": []})
     [child] = children(lab, trace)
     assert child["permissions"] == []
+
+
+def test_a_step_whose_child_failed_is_rewound_and_not_retried(pair):
+    lab, trace = pair({"delegate": "helper"}, helper=lambda _session: {"tools": ["boom"]})
+    assert trace.status() == "failed"
+    with pytest.raises(NotRetryable) as caught:
+        retry.retry(lab.mesh.db, tenant="default", trace_id=trace.id, by="ann")
+    assert caught.value.next == f"agentmesh rewind {trace.id} --to 2"
