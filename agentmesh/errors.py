@@ -283,6 +283,20 @@ class UnknownTrace(MeshError):
     next = "agentmesh trace list"
 
 
+class UnknownSchedule(MeshError):
+    code = "E_SCHEDULE_UNKNOWN"
+    exit_code = 3
+    expected = "the name of a schedule"
+    next = "agentmesh schedule list"
+
+
+class ScheduleTaken(MeshError):
+    code = "E_SCHEDULE_TAKEN"
+    exit_code = 4
+    expected = "a change in that file, or another name"
+    next = "agentmesh schedule list"
+
+
 class UnknownLetter(MeshError):
     code = "E_LETTER_UNKNOWN"
     exit_code = 3

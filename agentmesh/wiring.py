@@ -44,6 +44,7 @@ from agentmesh.coordination.registry import AgentRegistry
 from agentmesh.coordination.rescuer import Pace, Rescuer
 from agentmesh.coordination.scheduler import Scheduler
 from agentmesh.coordination.stuck import Stuck
+from agentmesh.coordination.timetable import Timetable
 from agentmesh.errors import BadToolFile, NoSigningKey, PluginRefused, UnknownPlan
 from agentmesh.execution import chain
 from agentmesh.execution.answers import Answers
@@ -279,6 +280,10 @@ class Mesh:
         return Scheduler(self.db, ring=self.doorbell.ring)
 
     @cached_property
+    def timetable(self) -> Timetable:
+        return Timetable(self.db, client_of=self.client_of)
+
+    @cached_property
     def people(self) -> People:
         return People(self.db, self.blobs, tenant=self.tenant, ring=self.doorbell.ring)
 
@@ -424,6 +429,8 @@ class Mesh:
             self._alone = lone.run
         queues = self.register_tasks(agents=kind != "tools", tools=kind != "agents")
         self.registry.announce(self.db, [self.tenant])
+        if kind != "tools":
+            self.registry.declare(self.timetable)
         harden(self.app)
         section = self.settings.lease
         pace = Pace(
@@ -439,7 +446,7 @@ class Mesh:
             self._serve_alone(ends, replace(me, name=f"{name}-alone", queues=(), agents=(), tools=()), pace)
         worker = self.settings.worker
         stuck = Stuck(self.notes, grace_s=worker.grace, threads=concurrency)
-        life = _Life(self, me, pace, lone, stuck)
+        life = _Life(self, me, pace, lone, stuck, hosts=kind != "tools")
         stuck.full = add_life(
             self.app, start=life.start, stop=life.stop, child=self.become_child, spent=stuck.nothing_else,
             drain_s=worker.drain,
@@ -520,7 +527,7 @@ class Mesh:
 class _Life:
     """Heart and rescuer of one worker process, from its first beat to its leaving."""
 
-    def __init__(self, mesh: Mesh, me: Worker, pace: Pace, lone: LoneProcesses, stuck: Stuck) -> None:
+    def __init__(self, mesh: Mesh, me: Worker, pace: Pace, lone: LoneProcesses, stuck: Stuck, *, hosts: bool) -> None:
         self._lone = lone
         patience_s = pace.lease_s / 4
         self.heart = Heart(
@@ -533,7 +540,7 @@ class _Life:
         )
         self.rescuer = Rescuer(
             mesh.db.alone(deadline_s=patience_s), self.heart, mesh.notes, pace, ring=mesh.doorbell.ring,
-            depths=mesh.broker.depths,
+            depths=mesh.broker.depths, timetable=mesh.timetable if hosts else None,
         )  # fmt: skip
         self.courier = _courier(mesh, lambda: self.rescuer.leads)
 

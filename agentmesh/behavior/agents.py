@@ -8,8 +8,9 @@ from __future__ import annotations
 import importlib
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, PrivateAttr, StringConstraints
 
@@ -22,10 +23,12 @@ from agentmesh.behavior.llm import LLMReasoner
 from agentmesh.behavior.reasoners import FunctionReasoner, Reasoner, ReasonerBase, RuleReasoner, read_action
 from agentmesh.behavior.session import VARIABLES
 from agentmesh.behavior.templates import compiled
-from agentmesh.errors import BadAgentFile, BadJson, BadPermission, BadPolicy
+from agentmesh.errors import BadAgentFile, BadJson, BadPermission, BadPolicy, BadRule
 from agentmesh.infrastructure import jsontext, yamlfiles
+from agentmesh.infrastructure.cron import following
 from agentmesh.infrastructure.yamltext import YamlText
 from agentmesh.records import (
+    ContextId,
     IntentName,
     Json,
     Name,
@@ -52,6 +55,24 @@ class SessionSpec(Record):
     options: dict[str, Json] = Field(default_factory=dict)
 
 
+class ScheduleSpec(Record):
+    """What the agent is asked by the clock. `context` None: one of the schedule's own; `missed` says what becomes of
+    moments that no worker was there for: none of them, one for all, or each."""
+
+    cron: Annotated[str, StringConstraints(min_length=1, max_length=100)]
+    timezone: Annotated[str, StringConstraints(min_length=1, max_length=64)] = "UTC"
+    intent: IntentName
+    payload: dict[str, Json] = Field(default_factory=dict)
+    context: ContextId | None = None
+    missed: Literal["skip", "once", "all"] = "once"
+    priority: Annotated[int, Field(ge=0, le=9)] = 5
+
+    def row(self) -> dict[str, Json]:
+        """As the timetable is told."""
+        said = self.model_dump(mode="json", exclude={"context"})
+        return said | {"context_id": self.context}
+
+
 class AgentSpec(Record):
     """One agent as it was declared. `intents` None: any. `group` None: a queue of its own.
 
@@ -74,6 +95,7 @@ class AgentSpec(Record):
     tenants: Annotated[tuple[Name, ...], Field(min_length=1)] = ("default",)
     group: Name | None = None
     limits: Limits | None = None
+    schedules: dict[Name, ScheduleSpec] = Field(default_factory=dict)
 
     _make: Make | None = PrivateAttr(default=None)
     _makes: dict[str, Make] = PrivateAttr(default_factory=dict)
@@ -243,6 +265,13 @@ def _checked(text: YamlText, policies: Mapping[str, PolicyPatch], *, needs_reaso
         raise BadAgentFile(f"{text.where('grants')}: {exc.what}", value=exc.value, expected=exc.expected) from None
     if spec.limits is not None and spec.limits.key is not None:
         check_key(spec.limits.key, text.where("limits", "key"))
+    for name, one in spec.schedules.items():
+        try:
+            following(one.cron, one.timezone, datetime(2026, 1, 1, tzinfo=UTC))
+        except BadRule as exc:
+            raise BadAgentFile(
+                f"{text.where('schedules', name)}: {exc.what}", value=exc.value, expected=exc.expected
+            ) from None
     if needs_reasoner:
         _attach(spec, text)
     return spec

@@ -34,7 +34,7 @@ from agentmesh.errors import (
     UnknownIntent,
 )
 from agentmesh.infrastructure import jsontext
-from agentmesh.infrastructure.database import Database, Row
+from agentmesh.infrastructure.database import Database, Row, Tx
 from agentmesh.infrastructure.faults import point
 from agentmesh.records import Intent, Json, Ring, Verdict, expand_grants, new_id
 from agentmesh.state import admission, dispatch, rewards
@@ -144,6 +144,19 @@ class DirectClient:
             self._begin([made], [known], envelope=evidence is None)
             point("dispatch.after_publish")
         return Trace(known, self._key.tenant, self._db, self._blobs), new
+
+    def send_if(self, intent: Intent, won: Callable[[Tx], bool]) -> Trace | None:
+        """Accept one intent in the transaction in which `won` is true; None where it is false: then nothing was written.
+
+        Raises what `send` raises.
+        """
+        made = self._accepted(intent)
+        with self._db.begin() as tx:
+            if not won(tx):
+                return None
+            dispatch.insert(tx, [made])
+        self._begin([made], [made.id])
+        return Trace(made.id, made.tenant_id, self._db, self._blobs)
 
     def check(self, intent: Intent) -> tuple[str, tuple[str, ...]]:
         """The queue this intent would go to and the permissions it would get; nothing is written.

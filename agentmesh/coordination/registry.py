@@ -7,6 +7,7 @@ from collections.abc import Collection, Iterable, Mapping
 
 from agentmesh.behavior.agents import AgentSpec
 from agentmesh.behavior.declared import Desk, Models
+from agentmesh.coordination.timetable import Timetable
 from agentmesh.errors import BadAgentFile, UnknownAgent
 from agentmesh.execution import chain
 from agentmesh.execution.chain import Known
@@ -101,6 +102,12 @@ class AgentRegistry:
                     "tenant_id": tenant, "id": tool.name, "version": tool.version, "queue": tool.queue,
                     "needs": list(tool.needs), "effect": tool.effect, "spec": tool.spec(),
                 })  # fmt: skip
+
+    def declare(self, timetable: Timetable) -> None:
+        """Afterwards the schedules of these agents' files stand, and no others of theirs."""
+        for spec in (one.spec for one in self.all()):
+            for tenant in spec.tenants:
+                timetable.declare(tenant, spec.agent, {name: one.row() for name, one in spec.schedules.items()})
 
     def health(self, db: Database, tenant_id: str) -> list[Row]:
         """Every announced agent with the live workers that host it, by their beats."""

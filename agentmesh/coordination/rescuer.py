@@ -18,6 +18,7 @@ from agentmesh.coordination import process
 from agentmesh.coordination.heartbeat import Heart
 from agentmesh.coordination.notes import Notes
 from agentmesh.coordination.scheduler import Scheduler
+from agentmesh.coordination.timetable import Timetable
 from agentmesh.errors import MeshError
 from agentmesh.infrastructure.database import Database, Row
 from agentmesh.infrastructure.faults import point
@@ -48,11 +49,11 @@ class Rescuer:
 
     def __init__(
         self, db: Database, heart: Heart, notes: Notes, pace: Pace, *, ring: Callable[[Sequence[Ring]], None],
-        depths: Callable[[Sequence[str]], dict[str, int]],
+        depths: Callable[[Sequence[str]], dict[str, int]], timetable: Timetable | None = None,
     ) -> None:  # fmt: skip
         self._db, self._heart, self._notes, self._pace = db, heart, notes, pace
         self._ring, self._depths = ring, depths
-        self._scheduler = Scheduler(db, ring=ring)
+        self._scheduler, self._timetable = Scheduler(db, ring=ring), timetable
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._loop, name="rescuer", daemon=True)
         self._leads = False
@@ -74,6 +75,8 @@ class Rescuer:
     def tick(self) -> bool:
         """One look; False when another worker leads. Never raises for a database that is away."""
         try:
+            if self._timetable is not None:
+                self._timetable.fire()
             self._leads = leases.lead(self._db, self._notes.worker_id, lease_s=self._pace.lease_s / 2)
             if self._leads:
                 self._bury()

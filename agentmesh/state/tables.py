@@ -184,6 +184,29 @@ lanes = sa.Table(
     **HOT,
 )
 
+schedules = sa.Table(
+    "schedules",
+    metadata,
+    sa.Column("tenant_id", sa.Text, primary_key=True),
+    sa.Column("id", sa.Text, primary_key=True),
+    _text("agent"),
+    _text("intent"),
+    _text("context_id"),
+    _json("payload", default="{}"),
+    sa.Column("priority", sa.SmallInteger, nullable=False, server_default="5"),
+    _text("cron"),
+    _text("timezone"),
+    _text("missed"),
+    _flag("declared"),
+    _time("next_at"),
+    _time("fired_at"),
+    _int("fired"),
+    _json("error"),
+    _time("created_at", now=True),
+    _one_of("missed", "skip", "once", "all"),
+    sa.Index("schedules_due", "next_at"),
+)
+
 plans = sa.Table(
     "plans",
     metadata,

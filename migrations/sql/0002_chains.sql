@@ -43,3 +43,26 @@ CREATE TABLE mesh.lanes (
 	looked_at TIMESTAMP WITH TIME ZONE DEFAULT mesh.mesh_now() NOT NULL,
 	CONSTRAINT lanes_pkey PRIMARY KEY (tenant_id, agent, key)
 ) WITH (fillfactor = 70);
+
+-- What begins by the clock.
+CREATE TABLE mesh.schedules (
+	tenant_id TEXT NOT NULL,
+	id TEXT NOT NULL,
+	agent TEXT NOT NULL,
+	intent TEXT NOT NULL,
+	context_id TEXT NOT NULL,
+	payload JSONB DEFAULT '{}' NOT NULL,
+	priority SMALLINT DEFAULT '5' NOT NULL,
+	cron TEXT NOT NULL,
+	timezone TEXT NOT NULL,
+	missed TEXT NOT NULL,
+	declared BOOLEAN DEFAULT false NOT NULL,
+	next_at TIMESTAMP WITH TIME ZONE,
+	fired_at TIMESTAMP WITH TIME ZONE,
+	fired INTEGER DEFAULT '0' NOT NULL,
+	error JSONB,
+	created_at TIMESTAMP WITH TIME ZONE DEFAULT mesh.mesh_now() NOT NULL,
+	CONSTRAINT schedules_pkey PRIMARY KEY (tenant_id, id),
+	CONSTRAINT missed_known CHECK (missed IN ('skip', 'once', 'all'))
+);
+CREATE INDEX schedules_due ON mesh.schedules (next_at);

@@ -20,6 +20,6 @@ def downgrade() -> None:
         " DROP CONSTRAINT slot_mode_known,"
         " ADD CONSTRAINT slot_mode_known CHECK (slot_mode IN ('all', 'first'));"
         "ALTER TABLE mesh.steps DROP COLUMN state;"
-        "DROP TABLE mesh.lanes; ALTER TABLE mesh.traces DROP COLUMN lane, DROP COLUMN admitted_at;"
+        "DROP TABLE mesh.lanes, mesh.schedules; ALTER TABLE mesh.traces DROP COLUMN lane, DROP COLUMN admitted_at;"
         "ALTER TABLE mesh.traces DROP COLUMN state; ALTER TABLE mesh.workers DROP COLUMN stuck"
     )
