@@ -124,7 +124,8 @@ class Backoff(Record):
 class Webhook(Record):
     """Who is told of a trace, and the name of the secret ("whsec_…") that signs it."""
 
-    url: Annotated[str, StringConstraints(pattern=r"^https?://[\x21-\x7e]{1,2000}$")]
+    url: Annotated[str, StringConstraints(pattern=r"^https?://[A-Za-z0-9.:\[\]_-]{1,300}([/?][\x21-\x7e]{0,2000})?$")]
+    """Without a user or a password: it is recorded."""
     secret: Name
     on: tuple[Literal["end", "callback"], ...] = ("end",)
 

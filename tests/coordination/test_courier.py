@@ -244,16 +244,12 @@ def test_f26_a_target_that_hangs_delays_no_other(lab: Any, site: Site, make_cour
 @pytest.mark.parametrize(("url", "code"), [
     ("http://127.0.0.1:{port}/", "E_TARGET"), ("http://localhost:{port}/", "E_TARGET"),
     ("http://169.254.169.254:{port}/latest", "E_TARGET"), ("http://[::ffff:127.0.0.1]:{port}/", "E_TARGET"),
-    ("http://me:canary@127.0.0.1:{port}/", "E_TARGET"), ("http://127.0.0.1:22/", "E_TARGET"), ("http://a b", None),
+    ("http://127.0.0.1:22/", "E_TARGET"), ("http://2130706433:{port}/", "E_TARGET"),
 ])  # fmt: skip
 def test_s40_where_it_leads_is_checked_when_it_is_sent(
-    lab: Any, site: Site, make_courier: Any, url: str, code: str | None
+    lab: Any, site: Site, make_courier: Any, url: str, code: str
 ) -> None:
     url = url.format(port=site.port)
-    if code is None:
-        with pytest.raises(Exception, match="E_POLICY"):
-            due(lab, url)
-        return
     due(lab, url)
     send(make_courier(site.port, private="10.0.0.0/8"))
     assert [(row["status"], row["error"]["code"], row["tries"]) for row in rows(lab)] == [("failed", code, 1)]

@@ -94,6 +94,7 @@ def test_an_end_whose_commit_was_not_heard_is_told_of_once(lab: Any) -> None:
 
 @pytest.mark.parametrize("url", [
     "https://hooks.example/\r\nX-Evil: 1", "https://hooks.example/ x", "ftp://hooks.example/", "javascript:x", "https://",
+    "https://me:canary@hooks.example/", "https://hooks.example@evil.example/", "https://hooks.example#@evil.example/",
 ])  # fmt: skip
 def test_s40_a_url_that_is_none_is_refused_at_dispatch(lab: Any, url: str) -> None:
     with pytest.raises(Exception, match="E_POLICY"):
