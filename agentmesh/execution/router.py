@@ -164,6 +164,7 @@ class ToolRouter:
         held, step, policy = visit
         slot, idx, size = place
         here = offer.inline
+        backoff = policy.backoff if policy.backoff != Backoff() else offer.backoff
         return NewCall(
             id=new_id(), step_id=step.id, slot=slot, idx=idx, slot_size=size, slot_mode=mode, tool=offer.name,
             label=use.label, args=use.args, needs=offer.needs, effect=offer.effect, inline=inline,
@@ -172,7 +173,7 @@ class ToolRouter:
             priority=held.priority, idem_key=idempotency_key(held.id, step.node, step.iteration, slot, idx),
             timeout_s=policy.tool_timeout_s or offer.timeout_s,
             max_attempts=1 if offer.effect == "once" else policy.tool_attempts or offer.attempts,
-            max_losses=policy.max_losses, backoff_s=offer.backoff.base_s, backoff_cap_s=offer.backoff.cap_s,
+            max_losses=policy.max_losses, backoff_s=backoff.base_s, backoff_cap_s=backoff.cap_s,
             compensate=offer.compensate,
         )  # fmt: skip
 

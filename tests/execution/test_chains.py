@@ -249,6 +249,12 @@ def test_a_nodes_policy_stands_over_the_agents_and_under_the_intents(run, make_l
         assert call["max_attempts"] == attempts
 
 
+def test_a_steps_back_off_is_its_calls(run):
+    lab, trace = run({"tools": ["boom"], "retry": {"attempts": 2, "backoff": {"base_s": 7, "cap_s": 8}}})
+    [call] = lab.calls(trace)
+    assert (call["backoff_s"], call["backoff_cap_s"]) == (7, 8)
+
+
 # --- child traces
 
 
