@@ -220,7 +220,8 @@ class Executor:
             output = self._views.aside(at, at.output(result), "the result of a step")
             memory = self._views.remembered(at, outcome.memory)
             unhandled = failure if outcome.defaulted else None
-            decision = self._mover.decide(at, Ruled(outcome.verdict, unhandled), result=result.value)
+            ruled = Ruled(outcome.verdict, unhandled)
+            decision = self._mover.decide(at, ruled, result=result.value, memory=outcome.memory)
             child = self._child(at, decision)
         except AWAY:
             raise

@@ -46,7 +46,7 @@ from agentmesh.records import Action, Failure, Json, Policy, PolicyPatch, Ring, 
 from agentmesh.state import children, compensation
 from agentmesh.state.admission import Lane
 from agentmesh.state.calls import CONTINUATION, call_ring, step_ring
-from agentmesh.state.changes import DeadLetter, End, NewAttempt, NewCall, NewStep, NewTrace
+from agentmesh.state.changes import DeadLetter, End, MemoryWrite, NewAttempt, NewCall, NewStep, NewTrace
 from agentmesh.state.traces import Held, Landed
 
 log = structlog.get_logger("agentmesh.executor")
@@ -88,9 +88,12 @@ class Mover:
         values = {name: value for one in patches for name, value in _set(one) if name not in base.given}
         return base.model_copy(update=values) if values else base
 
-    def decide(self, at: Position, fact: Fact, *, result: Json = None) -> Decision:
+    def decide(self, at: Position, fact: Fact, *, result: Json = None, memory: Sequence[MemoryWrite] = ()) -> Decision:
+        """What comes next; `memory` is what the callback of the step at hand writes, and nobody has committed yet."""
         plan = self.plan(at.held)
         variables = self._views.variables(at, plan.reads, result)
+        if "memory" in variables:
+            variables["memory"] |= {f"{one.type}:{one.key}": one.value for one in memory}
         kept = at.held.state
         return advance(plan, State(
             at.node, at.iteration, at.held.steps, at.policy, fact, result, variables, kept.get("turns") or {},

@@ -4,6 +4,7 @@ import pytest
 
 from agentmesh import define_agent
 from agentmesh.errors import AlreadyDecided, NotRetryable
+from agentmesh.execution.callbacks import HANDLERS
 from agentmesh.execution.tools import register_tool
 from agentmesh.records import Backoff
 from agentmesh.state import children as between
@@ -253,6 +254,13 @@ def test_a_steps_back_off_is_its_calls(run):
     lab, trace = run({"tools": ["boom"], "retry": {"attempts": 2, "backoff": {"base_s": 7, "cap_s": 8}}})
     [call] = lab.calls(trace)
     assert (call["backoff_s"], call["backoff_cap_s"]) == (7, 8)
+
+
+def test_what_a_callback_remembers_is_there_for_the_next_node(run):
+    HANDLERS["keep"] = lambda result, _session: {"memory": [{"key": "sum", "value": result}]}
+    _, trace = run({"tools": ["fast"]}, {"callback": "keep"}, {"finish": {"=": "memory['long_term:sum']"}})
+    HANDLERS.clear()
+    assert result(trace) == 1
 
 
 # --- child traces
