@@ -110,7 +110,9 @@ class Executor:
             case "start":
                 draft = Draft(at)
                 draft.ends(at.attempt_id, "won")
-                return self._mover.go(at, draft, self._mover.decide(at, Began((at.action or {}).get("to"))))
+                said = at.action or {}
+                began = self._mover.decide(at, Began(said.get("to")), result=self._views.before(at, said))
+                return self._mover.go(at, draft, began)
             case _:
                 return self._reason(at)
 

@@ -345,6 +345,7 @@ class Mover:
         spec = {
             "since": said.get("since", 0),
             "then": said.get("then"),
+            "after": said.get("after"),
             "end": said.get("end", "failed"),
             "failure": why,
         }
@@ -386,7 +387,7 @@ class Mover:
     def _after(self, at: Position, draft: Draft, spec: dict[str, Json], failure: Failure | None) -> Position | None:
         if spec["then"]:
             anew = Began(None if spec["then"] == plans.START else spec["then"])
-            return self.go(at, draft, self.decide(at, anew), failure=failure)
+            return self.go(at, draft, self.decide(at, anew, result=self._views.before(at, spec)), failure=failure)
         if spec["end"] == "cancelled":
             return self.end(at, draft, Cancel(), failure=failure)
         why = spec["failure"] or {}

@@ -127,6 +127,13 @@ class Views:
             expanded = self.whole(at, value)
         return StepResult(at.step_id, at.node, ok=ok, answered=False, value=expanded, failures=failures)
 
+    def before(self, at: Position, said: Mapping[str, Json]) -> Json:
+        """The result that a trace goes on with which begins anew: that of the step which `said` names as `after`."""
+        if not said.get("after"):
+            return None
+        found = self._parts.sessions.step(at.held.tenant_id, at.held.id, said["after"])
+        return self._parts.blobs.expand(at.held.tenant_id, found)
+
     def kept(self, at: Position, action: Action) -> dict[str, Json]:
         """What the reason step keeps. Calls hold their own arguments: nothing runs from what is kept of those."""
         said: Json = action.model_dump(mode="json")

@@ -22,7 +22,7 @@ SELECT node, kind, iteration, status, output FROM (
 
 
 BY_NODE = """
-SELECT DISTINCT ON (node) node, kind, action->>'strategy' AS strategy, output FROM mesh.steps
+SELECT DISTINCT ON (node) node, kind, action->>'strategy' AS strategy, action ? 'for_each' AS each, output FROM mesh.steps
  WHERE trace_id = %(trace)s AND tenant_id = %(tenant)s AND status IN ('done', 'failed') AND kind NOT IN ('start', 'group')
    AND output IS NOT NULL ORDER BY node, ordinal DESC LIMIT %(limit)s
 """
@@ -69,6 +69,15 @@ class SessionManager:
     def memory(self, tenant_id: str, context_id: str, trace_id: UUID) -> dict[str, Json]:
         return memory.newest(self._db, tenant_id, context_id, trace_id)
 
+    def step(self, tenant_id: str, trace_id: UUID, step_id: str) -> Json:
+        """What a step came to."""
+        rows = self._db.once(
+            "SELECT node, kind, action->>'strategy' AS strategy, action ? 'for_each' AS each, output FROM mesh.steps"
+            " WHERE id = %(step)s AND trace_id = %(trace)s AND tenant_id = %(tenant)s",
+            {"step": step_id, "trace": trace_id, "tenant": tenant_id},
+        )
+        return next((_result(row, self._blobs.expand(tenant_id, row["output"]) or {}) for row in rows), None)
+
     def results(self, tenant_id: str, trace_id: UUID) -> dict[str, Json]:
         """Results by label over the newest tools steps; a later step's result replaces an earlier one's."""
         found: dict[str, Json] = {}
@@ -89,8 +98,10 @@ def _result(row: Row, output: dict[str, Json]) -> Json:
             return output.get("answer")
         case "tools" | "delegate":
             results = output.get("results") or {}
-            if row["strategy"] in {"parallel", "mixed"} and row["node"] not in results:
+            if row["each"]:
+                return results.get(row["node"])
+            if row["strategy"] in {"parallel", "mixed"}:
                 return results
-            return results.get(output.get("last", row["node"]))
+            return results.get(output.get("last")) if output.get("ok") else None
         case _:
             return output.get("value")

@@ -22,7 +22,9 @@ from agentmesh.state.closing import close
 from agentmesh.state.dispatch import insert
 
 STEP = """
-SELECT s.id, s.ordinal, s.node, s.kind, s.iteration, s.mem_seq, s.state, s.status, b.kind AS before_kind,
+SELECT s.id, s.ordinal, s.node, s.kind, s.action, s.iteration, s.mem_seq, s.state, s.status, b.kind AS before_kind,
+  CASE WHEN s.kind = 'start' THEN s.action->>'after' WHEN b.kind = 'start' THEN b.action->>'after'
+    WHEN b.action ? 'undo' THEN b.action->'undo'->>'after' ELSE b.id::text END AS after,
   b.ordinal AS before_ordinal, jsonb_array_length(coalesce(b.action->'slots', '[]')) AS chosen,
   s.ordinal > 1 AND EXISTS (SELECT 1 FROM mesh.traces t WHERE t.id = s.trace_id AND t.tenant_id = s.tenant_id
     AND t.state ? 'open') AS branches,
@@ -220,7 +222,8 @@ def fork(db: Database, made: NewTrace, *, of: Row, ordinal: int, policy: Json, p
             "source_scope": str(of["id"]), "mem_seq": step["mem_seq"], "after": [one["id"] for one in steps if one["later"]],
         })  # fmt: skip
         began: dict[str, Json] = {"plan": plan_hash, "forked_from": str(of["id"]), "step": ordinal, "by": by}
-        ring = _begin(tx, mine, step, place=len(pairs) + 1)
+        after = step["after"] and str(kept[UUID(step["after"])])
+        ring = _begin(tx, mine, step | {"after": after}, place=len(pairs) + 1)
         tx.count(EVENT, mine | {"seq": 2, "name": "EXEC_START", "step": ring.id, "body": jsonb(began)})
         for seq, one in enumerate(tools, 3):
             tx.count(
@@ -248,10 +251,15 @@ def _step(db: Database, at: dict[str, Any]) -> Row:
 
 
 def _begin(tx: Tx, at: dict[str, Any], step: Row, *, place: int, undo: bool = False) -> Ring:
-    """The step that begins anew; with `undo` by undoing what was done since."""
-    action: dict[str, Json] = {} if step["node"] == "start" else {"to": step["node"]}
+    """The step that begins anew, `after` the one whose result it goes on with; `undo`: what was done since is undone first."""
+    action: dict[str, Json] = {"to": step["node"]}
+    if step["kind"] == "start":
+        said = step["action"] or {}
+        action = {key: target for key, target in {"to": said.get("then") or said.get("to")}.items() if target}
     if undo:
-        action = {"to": "compensate", "since": step["ordinal"], "then": step["node"]}
+        action = {"to": "compensate", "since": step["ordinal"], "then": action.get("to", "start")}
+    if step["after"]:
+        action["after"] = step["after"]
     row = tx.one(
         START, at | {"step": new_id(), "place": place, "iteration": step["iterations"] + 1, "action": jsonb(action)}
     )

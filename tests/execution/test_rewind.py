@@ -1,12 +1,14 @@
 """Going back: in place and as a fork, with the memory and the variables of that moment."""
 
+from typing import Any
+
 import pytest
 
 from agentmesh import define_agent
 from agentmesh.errors import NotRewindable
 from agentmesh.execution.callbacks import HANDLERS
 from agentmesh.execution.tools import register_tool
-from agentmesh.state import rewind
+from agentmesh.state import rewind, signals
 
 
 @pytest.fixture(autouse=True)
@@ -62,6 +64,14 @@ def test_a_rewound_trace_runs_the_step_and_all_after_it_once_more(lab):
         ("start", "done"), ("one", "superseded"), ("two", "superseded"), ("start", "done"), ("one", "done"), ("two", "done"),
     ]  # fmt: skip
     assert trace.result(0) == {"name": "two", "n": 2, "one": "two"}
+
+
+def test_going_back_to_where_a_rewind_began_begins_where_it_did(lab):
+    trace = start(lab)
+    back(lab, trace, 3)
+    [begun] = [one for one in lab.steps(trace) if one["node"] == "start" and one["ordinal"] > 1]
+    back(lab, trace, begun["ordinal"])
+    assert lab.runs == ["one", "two", "two", "two"]
 
 
 def test_memory_goes_back_to_what_it_was_at_that_step(lab):
@@ -123,3 +133,32 @@ def test_what_a_reasoner_chose_is_rewound_to_the_reasoner(make_mesh, make_lab, t
         back(made, trace, 2)
     back(made, trace, 1)
     assert trace.status() == "done"
+
+
+SECOND = {"tool": "tell", "args": {"said": {"=": "result"}}}
+
+
+@pytest.mark.parametrize(("before", "said"), [
+    ({"tools": ["two", "one"]}, 1), ({"tools": ["one", "two"], "strategy": "parallel"}, {"one": 1, "two": 2}),
+    ({"for_each": "[1, 2]", "tool": "one"}, [1, 1]), ({"reasoner": "mind"}, 3), ({"signal": "go"}, 4),
+])  # fmt: skip
+@pytest.mark.parametrize("again", [1, 2])
+def test_a_rewound_step_and_a_forked_one_have_the_result_of_the_step_before(make_lab, tools, before, said, again):
+    register_tool("one", registry=tools)(lambda: 1)
+    register_tool("two", registry=tools)(lambda: 2)
+
+    @register_tool("tell", registry=tools)
+    def tell(said: Any) -> Any:
+        return said
+
+    lab = make_lab(chain={"chain": "c", "steps": [before, {"tools": [SECOND], "id": "tell"}]},
+                   reasoners={"mind": lambda _session: {"answer": 3}})  # fmt: skip
+    trace = lab.mesh.router.dispatch("work", "tester", "puppet", "c-1", {})
+    lab.bells.ring(signals.send(lab.mesh.db, tenant="default", trace_id=trace.id, name="go", payload=4, by="ann").rings)
+    lab.drain()
+    for _ in range(again):
+        [last] = [one["ordinal"] for one in lab.steps(trace) if one["node"] == "tell" and one["status"] != "superseded"]
+        back(lab, trace, last)
+    fork = lab.mesh.forks.fork(trace.id, lab.step(trace)["ordinal"], by="ann")
+    lab.drain()
+    assert (trace.result(0), fork.result(0)) == (said, said)
