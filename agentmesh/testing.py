@@ -29,7 +29,7 @@ from agentmesh.state import leases
 from agentmesh.state.invariants import broken
 from agentmesh.wiring import Mesh, build
 
-__all__ = ["Bells", "broken", "database", "hand_mesh", "missing", "need", "race", "until"]
+__all__ = ["Bells", "broken", "database", "hand_mesh", "missing", "need", "race", "shift", "until"]
 
 T = TypeVar("T")
 
@@ -103,6 +103,18 @@ def until(condition: Callable[[], T], *, within: float = 20.0, what: str = "the 
         if time.monotonic() > end:
             pytest.fail(f"{what} did not come true within {within:g} s; last seen {value!r}")
         threading.Event().wait(0.02)
+
+
+def shift(url: str, seconds: float) -> None:
+    """Move a database's time: from now on it is this much later than its server's clock."""
+    with psycopg.connect(url, autocommit=True) as connection:
+        for name, volatility, clock in (
+            ("mesh_now", "VOLATILE", "clock_timestamp()"), ("mesh_asof", "STABLE", "statement_timestamp()"),
+        ):  # fmt: skip
+            connection.execute(
+                f"CREATE OR REPLACE FUNCTION mesh.{name}() RETURNS timestamptz LANGUAGE sql {volatility}"
+                f" AS $$ SELECT {clock} + interval '{seconds} s' $$"
+            )
 
 
 class Bells:

@@ -257,13 +257,7 @@ class Lab:
 
     def shift(self, seconds: float) -> None:
         """Move the database's time: from now on it is this much later than the server's clock."""
-        for name, volatility, clock in (
-            ("mesh_now", "VOLATILE", "clock_timestamp()"), ("mesh_asof", "STABLE", "statement_timestamp()"),
-        ):  # fmt: skip
-            self.rows(
-                f"CREATE OR REPLACE FUNCTION mesh.{name}() RETURNS timestamptz LANGUAGE sql {volatility}"
-                f" AS $$ SELECT {clock} + interval '{seconds} s' $$"
-            )
+        testing.shift(self.url, seconds)
 
 
 PUPPET_TOOLS = ("work", "twice", "boom", "fallible", "lasting", "quick", "shaky")
