@@ -8,7 +8,12 @@ import tempfile
 from importlib import import_module
 from pathlib import Path
 
+from agentmesh.errors import BadChain
+from agentmesh.execution import chain
+from agentmesh.execution.chain import Known
+from agentmesh.infrastructure import yamlfiles
 from agentmesh.infrastructure.postgres import EmbeddedPostgres
+from agentmesh.observation import drawing
 from agentmesh.testing import database
 from examples.chains.stage import HERE, Stage
 
@@ -32,8 +37,11 @@ def shown(text: str) -> str:
 
 
 def _blocks(name: str) -> str:
-    chain, code = ((HERE / f"{name}{ending}").read_text("utf-8").strip() for ending in (".yaml", ".py"))
-    return f"```yaml\n{chain}\n```\n```python\n{code}\n```\n"
+    file = HERE / f"{name}.yaml"
+    plan = chain.read(yamlfiles.read(file, BadChain), Known(chains=chain.load([HERE])))
+    drawn = drawing.mermaid(drawing.picture(plan)).strip()
+    blocks = {"yaml": file.read_text("utf-8"), "mermaid": drawn, "python": (HERE / f"{name}.py").read_text("utf-8")}
+    return "".join(f"```{kind}\n{text.strip()}\n```\n" for kind, text in blocks.items())
 
 
 def main(given: list[str]) -> None:

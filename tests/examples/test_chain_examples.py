@@ -9,7 +9,8 @@ import pytest
 
 from agentmesh.errors import BadChain
 from agentmesh.execution import chain
-from agentmesh.execution.chain import KINDS, Known
+from agentmesh.execution.chain import Known
+from agentmesh.execution.chainparts import KINDS
 from agentmesh.infrastructure import yamltext
 from examples.chains import __main__ as examples
 from examples.chains.stage import HERE
