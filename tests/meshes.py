@@ -129,6 +129,20 @@ class Story:
             self.wait_for(one)
         return made
 
+    def gateway(self, **env: str) -> tuple[str, str]:
+        """A gateway process; the URL where it listens, and its start token."""
+        made = self.run(["-m", "agentmesh", "gateway", "--json"], f"gateway-{len(self.processes)}",
+                        **{"AGENTMESH_GATEWAY_ADDRESS": "127.0.0.1:0"} | env)  # fmt: skip
+
+        def told() -> dict[str, str] | None:
+            assert made.running, f"{made.name} ended: {made.text()[-2000:]}"
+            lines = [line for line in made.text().splitlines() if line.startswith('{"schema": "agentmesh.gateway')]
+            return json.loads(lines[0]) if lines else None
+
+        said = until(told, within=30, what=f"{made.name} listening")
+        assert said is not None
+        return said["url"], said["token"]
+
     def run(self, command: list[str], name: str, **env: str) -> Process:
         made = Process(name, [sys.executable, *command], self.environ(**env), self.home)
         self.processes.append(made)

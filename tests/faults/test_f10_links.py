@@ -7,11 +7,12 @@ import threading
 import time
 from typing import Any
 
+import httpx
 import pytest
 
 from agentmesh.execution.failures import AWAY
 from agentmesh.infrastructure.database import Database
-from agentmesh.testing import until
+from agentmesh.testing import race, until
 from tests.faults.bench import Bench
 from tests.faults.load import Load
 from tests.faults.proxy import Proxy
@@ -48,6 +49,37 @@ def test_f10_links_cut_one_by_one_and_healed_at_random_lose_nothing(
     bench.settle(within=90)
     load.check()
     assert all(worker.running for worker in workers)
+
+
+@pytest.mark.parametrize("mode", ["cut", "hole"])
+def test_f10_while_postgres_is_away_a_gateway_says_so_within_five_seconds(
+    make_bench: Any, own_postgres: Any, mode: str
+) -> None:
+    bench: Bench = make_bench("embedded", server=own_postgres(), links=("postgres",))
+    bench.worker("agents")
+    url, token = bench.gateway()
+    said = {"to": bench.agent("worker"), "from": "bench", "intent": "work", "context_id": "c",
+            "payload": {"shape": "answer", "n": 1}}  # fmt: skip
+    with httpx.Client(base_url=url, headers={"Authorization": f"Bearer {token}"}, timeout=30, verify=False) as client:
+
+        def post(n: int) -> httpx.Response:
+            return client.post("/v1/intents", json=said, headers={"Idempotency-Key": f"k{n}"})
+
+        assert post(0).status_code == 201
+        getattr(bench.links["postgres"], mode)()
+        answers = [post(1), client.get("/readyz"), *race(*[lambda n=n: post(n) for n in range(2, 12)])]
+        for answer in answers:
+            assert answer.status_code == 503
+            assert answer.elapsed.total_seconds() < 5.5
+            assert 1 <= int(answer.headers["retry-after"]) <= 60
+            assert answer.json()["code"] in {"E_DATABASE", "E_OVERLOADED", "E_COMMIT_UNKNOWN", "E_POOL_TIMEOUT"}
+        assert client.get("/livez").status_code == 200
+        bench.heal()
+        until(lambda: client.get("/readyz").status_code == 200, within=30, what="the gateway, well again")
+        told = [post(n).json()["id"] for n in range(12)]
+        assert told == [post(n).json()["id"] for n in range(12)]
+    bench.settle(within=60)
+    assert bench.statuses() == {("worker", "done"): 12}
 
 
 @FAULTY

@@ -11,6 +11,8 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
+from agentmesh import ACPClient, BIRRouter
+from agentmesh.behavior.router import make_intent
 from agentmesh.errors import KeyConflict
 from agentmesh.testing import race, until
 from tests.faults.bench import Bench
@@ -62,6 +64,27 @@ def test_f28_fifty_submitters_of_one_key_are_told_one_trace(make_bench: Any) -> 
     bench.settle()
     keyed = "SELECT tenant_id, count(*) AS n FROM mesh.envelopes WHERE idem_key = 'k' GROUP BY 1 ORDER BY 1"
     assert bench.rows(keyed) == [{"tenant_id": "acme", "n": 1}, {"tenant_id": "default", "n": 1}]
+
+
+def test_f28_one_key_through_two_gateways_and_from_python_is_one_trace(make_bench: Any) -> None:
+    bench: Bench = make_bench("embedded")
+    bench.worker("agents")
+    doors = [bench.gateway(), bench.gateway()]
+    clients = [ACPClient(url, token=token) for url, token in doors]
+    routers = [*(BIRRouter(acp_client=one) for one in clients), bench.mesh.router]
+    intent = ("work", "bench", bench.agent("worker"), "c", {"shape": "answer", "n": 1})
+    dying = producer(bench, "dispatch.after_commit=kill", idempotency_key="k")
+    told = race(*[lambda router=router: router.dispatch(*intent, idempotency_key="k") for router in routers * 16])
+    assert dying.wait(30) == -signal.SIGKILL
+    (known,) = {one.id for one in told}  # type: ignore[union-attr]
+    for router in routers:
+        with pytest.raises(KeyConflict):
+            router.dispatch(*intent[:4], {"shape": "answer", "n": 2}, idempotency_key="k")
+    assert clients[0].send(make_intent(*intent, idempotency_key="k")).result(timeout=20) == {"n": 1}
+    for client in clients:
+        client.close()
+    bench.settle()
+    assert bench.rows("SELECT id, status FROM mesh.traces") == [{"id": known, "status": "done"}]
 
 
 @pytest.mark.parametrize("kind", [pytest.param("redis", marks=pytest.mark.faults), "amqp"])
