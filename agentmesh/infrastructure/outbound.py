@@ -11,8 +11,10 @@ import ipaddress
 import logging
 import socket
 import ssl
+import threading
 import time
 from collections.abc import Callable, Iterable
+from concurrent.futures import Future
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from functools import lru_cache
@@ -112,6 +114,23 @@ def retry_after_s(response: httpx.Response) -> float | None:
         return None
 
 
+def _resolved(look: Callable[[], list[str]], within_s: float) -> list[str] | None:
+    """What `look()` returns or raises; None when it takes too long, for a resolver cannot be told to stop."""
+    answer: Future[list[str]] = Future()
+
+    def run() -> None:
+        try:
+            answer.set_result(look())
+        except Exception as exc:  # noqa: BLE001 - raised below, by whoever waits
+            answer.set_exception(exc)
+
+    threading.Thread(target=run, name="resolver", daemon=True).start()
+    try:
+        return answer.result(within_s)
+    except TimeoutError:
+        return None
+
+
 @lru_cache(maxsize=1)
 def _tls() -> ssl.SSLContext:
     return httpx.create_ssl_context(trust_env=False)
@@ -168,7 +187,7 @@ class _Backend(httpcore.NetworkBackend):
         socket_options: Iterable[Any] | None = None,
     ) -> httpcore.NetworkStream:  # fmt: skip
         failed: httpcore.NetworkError | httpcore.TimeoutException | None = None
-        for address in self._checked(host, port):
+        for address in self._checked(host, port, self._bounds.time_s(timeout)):
             try:
                 made = self._sockets.connect_tcp(
                     address, port, self._bounds.time_s(timeout), local_address, socket_options
@@ -178,7 +197,7 @@ class _Backend(httpcore.NetworkBackend):
                 failed = exc
         raise failed or httpcore.ConnectError("the host has no address")
 
-    def _checked(self, host: str, port: int) -> list[str]:
+    def _checked(self, host: str, port: int, within_s: float) -> list[str]:
         """Its addresses, all of them allowed: of several, the caller cannot know which one would be used."""
         reach = self._reach
         if reach.hosts and host.lower() not in reach.hosts:
@@ -187,9 +206,11 @@ class _Backend(httpcore.NetworkBackend):
             listed = ", ".join(map(str, reach.ports))
             raise TargetRefused("this port may not be called", value=f"{host}:{port}", expected=f"one of {listed}")
         try:
-            found = self._resolve(host, port)
+            found = _resolved(lambda: self._resolve(host, port), within_s)
         except (OSError, UnicodeError) as exc:
             raise httpcore.ConnectError(f"{host} is not known here") from exc
+        if found is None:
+            raise httpcore.ConnectTimeout(f"nobody said in time where {host} is")
         if not all(reach.allows(ipaddress.ip_address(one)) for one in found):
             raise TargetRefused("this host has an address that may not be called", value=host)
         return found

@@ -180,6 +180,18 @@ def test_an_answer_that_drips_ends_in_time(site: Site, drip: bytes) -> None:
     over.set()
 
 
+def test_a_resolver_that_hangs_is_not_waited_for(site: Site) -> None:
+    over = threading.Event()
+    with pytest.raises(httpx.ConnectTimeout):
+        get(f"http://tool.invalid:{site.port}/", reach(site), within_s=0.3, resolve=lambda *_: [str(over.wait(20))])
+    over.set()
+
+
+def test_a_host_that_nobody_knows_is_an_error_of_the_call(site: Site) -> None:
+    with pytest.raises(httpx.ConnectError, match="not known"):
+        get(f"http://tool.invalid:{site.port}/", reach(site))
+
+
 def test_s32_a_compressed_answer_is_refused_unread(site: Site) -> None:
     def bomb(to: BaseHTTPRequestHandler) -> None:
         assert to.headers["accept-encoding"] == "identity"
