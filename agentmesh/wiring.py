@@ -257,6 +257,13 @@ class Mesh:
 
     # --- over HTTP --------------------------------------------------------------------------------------------------
 
+    @property
+    def rates_url(self) -> str | None:
+        """The Redis where all gateways count; None: each counts alone."""
+        given = self.settings.gateway.rates_url
+        url = given.get_secret_value() if given else self.broker_url
+        return url if url.startswith("redis") else None
+
     @cached_property
     def gateway(self) -> ACPGateway:
         """The ASGI application: intents, traces and orders over HTTP."""
@@ -266,12 +273,11 @@ class Mesh:
         from agentmesh.console.rates import Proxies, Rates, Streams  # noqa: PLC0415
 
         section, name = self.settings.gateway, self.settings.mesh.name
-        counted = section.rates_url.get_secret_value() if section.rates_url else self.broker_url
         return ACPGateway(Doors(
             section=section, mesh=name, db=self.db, blobs=self.blobs, keys=self.keys, client_of=self.client_of,
             ring=self.doorbell.ring, answers=self.answers, now_s=now_s,
             authenticator=Authenticator(self.key_table, section, tenant=self.tenant, now_s=now_s, root=self._root),
-            rates=Rates(section, counted if counted.startswith("redis") else None, mesh=name),
+            rates=Rates(section, self.rates_url, mesh=name),
             streams=Streams(section), proxies=Proxies(section.proxies), cursor_key=self.key.derive("cursors"),
         ))  # fmt: skip
 

@@ -80,6 +80,7 @@ def examine(mesh: Mesh, *, deep: bool) -> Iterator[Finding]:
     if not all(one.ok for one in reached):
         return
     yield from _run("key", lambda: _key(mesh))
+    yield from _run("gateway", lambda: _gateway(mesh))
     for name, look in (
         ("agents", _agents),
         ("tools", _tools),
@@ -154,6 +155,18 @@ def _model(mesh: Mesh) -> Iterator[Finding]:
         yield Finding(
             "model", ok=True, says=f"{llm.model} at {llm.base_url}, {'with its key' if key else 'without a key'}"
         )
+
+
+def _gateway(mesh: Mesh) -> Iterator[Finding]:
+    from agentmesh.console.exposure import check_open, lacks
+
+    section = mesh.settings.gateway
+    check_open(section, keys=mesh.key_table.others(mesh.key.kid))
+    missing = list(lacks(section, shared_rates=mesh.rates_url is not None))
+    for one in missing:
+        yield Finding("gateway", ok=False, says=f"{section.address}: {one}", cure="agentmesh config show --origin")
+    if not missing:
+        yield Finding("gateway", ok=True, says=f"would listen on {section.address}")
 
 
 def _agents(mesh: Mesh) -> Iterator[Finding]:

@@ -25,7 +25,8 @@ def gateway(
         print(json.dumps(describe(), indent=2, sort_keys=True, ensure_ascii=False))
         return
     with opened(ctx, {"gateway.address": address}) as mesh:
-        from agentmesh.console.serving import Server, check_open
+        from agentmesh.console.exposure import check_open
+        from agentmesh.console.serving import Server
 
         settings = mesh.settings
         check_open(settings.gateway, keys=mesh.key_table.others(mesh.key.kid))

@@ -1,7 +1,4 @@
-"""Running the gateway: where it may listen, and uvicorn around it.
-
-Beyond loopback it listens only where somebody could be told from a stranger and nobody on the way can listen in.
-"""
+"""Running the gateway: uvicorn around it, on a socket of ours."""
 
 from __future__ import annotations
 
@@ -13,28 +10,12 @@ from typing import Any
 
 import uvicorn
 
-from agentmesh.communication.flower import is_loopback
 from agentmesh.console.gateway import ACPGateway
 from agentmesh.console.threshold import PatientProtocol
-from agentmesh.errors import Mistake, Unsafe
-from agentmesh.infrastructure.settings import GatewaySection
+from agentmesh.errors import Mistake
 
 MAX_HEADERS_BYTES = 16 * 1024
 GRACE_S = 5
-
-
-def check_open(section: GatewaySection, *, keys: int) -> None:
-    """Raises Unsafe where this gateway would be open to strangers. `keys`: how many keys of others are in force."""
-    host = section.address.rpartition(":")[0].strip("[]")
-    if is_loopback(host):
-        return
-    if section.issuer is None and not keys:
-        raise Unsafe("nobody could be told from a stranger", value=section.address,
-                     expected="an API key, a producer's key or an issuer of tokens", next="agentmesh keys issue")  # fmt: skip
-    if section.certificate is None and not section.insecure:
-        raise Unsafe("tokens would cross the network in clear", value=section.address,
-                     expected="gateway.certificate, or gateway.insecure where a proxy in front ends TLS",
-                     next="agentmesh config show")  # fmt: skip
 
 
 class Server(uvicorn.Server):
