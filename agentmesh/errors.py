@@ -708,3 +708,10 @@ class NotRewindable(MeshError):
     exit_code = 4
     expected = "a step of this trace at which it can begin anew"
     next = "agentmesh trace show"
+
+
+class DoesNotFit(MeshError):
+    code = "E_PLAN_FIT"
+    exit_code = 4
+    expected = "a plan that has every open step of the trace"
+    next = "agentmesh chains diff"

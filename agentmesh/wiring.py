@@ -38,6 +38,7 @@ from agentmesh.coordination.controller import AgentController
 from agentmesh.coordination.engine import BehaviorChainEngine
 from agentmesh.coordination.forks import Forks
 from agentmesh.coordination.heartbeat import Heart, here
+from agentmesh.coordination.migrations import Migrations
 from agentmesh.coordination.notes import Notes
 from agentmesh.coordination.people import People
 from agentmesh.coordination.registry import AgentRegistry
@@ -292,6 +293,10 @@ class Mesh:
     @cached_property
     def people(self) -> People:
         return People(self.db, self.blobs, tenant=self.tenant, ring=self.doorbell.ring)
+
+    @cached_property
+    def migrations(self) -> Migrations:
+        return Migrations(self.db, tenant=self.tenant, plan=self._pinned)
 
     @cached_property
     def engine(self) -> BehaviorChainEngine:

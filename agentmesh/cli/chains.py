@@ -1,4 +1,5 @@
-"""`agentmesh chains lint | show | diff`, `agentmesh schema`: what is wrong with a chain, how it looks, what changed."""
+"""`agentmesh chains lint | show | diff | migrate`, `agentmesh schema`: what is wrong with a chain, how it looks, what
+changed, and who follows it."""
 
 from __future__ import annotations
 
@@ -14,7 +15,7 @@ from agentmesh.cli.session import Json, opened, settings_of
 if TYPE_CHECKING:
     from agentmesh.execution.plan import BehaviorPlan
 
-app = typer.Typer(name="chains", help="Behaviour chains: lint, show, diff.", no_args_is_help=True)
+app = typer.Typer(name="chains", help="Behaviour chains: lint, show, diff, migrate.", no_args_is_help=True)
 Chain = Annotated[str, typer.Argument(metavar="CHAIN", help="A file, the name of a chain here, or a plan's hash.")]
 Files = Annotated[list[Path], typer.Argument(metavar="FILE...", help="Chain files.")]
 
@@ -96,6 +97,47 @@ def diff(ctx: typer.Context, old: Chain, new: Chain, as_json: Json = False) -> N
             say(f"the same plan, {a.hash[:12]}")
     if found:
         raise typer.Exit(1)
+
+
+@app.command()
+def migrate(
+    ctx: typer.Context,
+    traces: Annotated[list[str], typer.Argument(metavar="TRACE...", help="Ids, prefixes, or @last.")],
+    to: Annotated[
+        str, typer.Option("--to", metavar="CHAIN", help="A file, the name of a chain here, or a plan's hash.")
+    ],
+    renamed: Annotated[
+        list[str] | None, typer.Option("--map", metavar="OLD=NEW", help="What a node is called there.")
+    ] = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Do it; without it only what would be done is shown.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Move waiting traces to another plan; refused where an open step has no place in it."""
+    import getpass
+
+    from agentmesh.errors import Mistake
+    from agentmesh.observation import timeline
+
+    if odd := [one for one in renamed or [] if one.count("=") != 1]:
+        raise Mistake("--map does not say what is called what", value=odd[0], expected="OLD=NEW")
+    plan = plan_of(ctx, to)
+    with opened(ctx) as mesh:
+        found = [timeline.resolve(mesh.db, mesh.tenant, one) for one in traces]
+        moves = [
+            mesh.migrations.plan(one, plan, renamed=dict(two.split("=") for two in renamed or [])) for one in found
+        ]
+        for move in moves if yes else []:
+            mesh.migrations.migrate(move, plan, by=getpass.getuser())
+    if as_json:
+        document("chains.migrate", done=yes, moves=[
+            {"id": one.trace_id, "was": one.was, "to": one.to, "nodes": dict(one.nodes)} for one in moves
+        ])  # fmt: skip
+        return
+    for one in moves:
+        nodes = ", ".join(f"{old} -> {new}" for old, new in one.nodes.items())
+        say(f"{one.trace_id}  {one.was[:12]} -> {one.to[:12]}  {nodes}")
+    if not yes:
+        say("nothing has changed; --yes does it")
 
 
 def schema(
