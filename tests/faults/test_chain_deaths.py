@@ -1,0 +1,88 @@
+"""A chain of all kinds at once, whose agent worker is killed at every boundary of a step and inside every node."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import pytest
+
+from agentmesh.testing import until
+from tests.faults.bench import HERE, Bench
+
+# whether what was done at the point is lost with the worker: then the same comes there again, and is spared
+LOST = (
+    "receive.after_claim", "prepare.after_context", "reason.before", "reason.after_answer", "tools.before_commit",
+    "callback.before", "callback.after_handler", "finish.before_commit", "call.before_effect", "call.after_effect",
+)  # fmt: skip
+KEPT = (
+    "reason.after_commit", "tools.after_commit", "tools.after_ring", "next.after_commit", "callback.after_commit",
+    "finish.after_commit",
+)  # fmt: skip
+QUICK = {"tools.before_commit": 1, "finish.after_commit": 2}
+"""Deaths in the quick set."""
+EXPECTED = {
+    "n": 5, "turns": 2, "sum": 9, "kept": 2,
+    "children": [{"one": {"n": 4}, "twin": {"n": 4}}, 37, {"left": 7, "right": "right"}],
+}  # fmt: skip
+CALLS = {"part": 4, "filed": 5, "model": 3, "here": 3, "book": 2, "unbook": 2}
+CHILDREN = 7
+AGENT = """
+agent: chain-{tag}
+chain: all_kinds
+tools: [part, filed, model, here, book, unbook]
+grants: ["data:read"]
+tenants: [default]
+reasoners: {{planner: {{python: "chain_parts:Planner"}}}}
+"""
+INNER = """
+chain: inner
+steps:
+  - tools: [{tool: part, args: {n: {"=": payload.n}}}]
+  - finish: {"=": result + 1}
+"""
+
+
+def all_kinds(bench: Bench) -> None:
+    """The bench's workers host the agent that follows the chain."""
+    (bench.home / "agents" / "chain.yaml").write_text(AGENT.format(tag=bench.tag))
+    (bench.home / "chains").mkdir()
+    (bench.home / "chains" / "inner.yaml").write_text(INNER)
+    chain = (HERE / "all_kinds.yaml").read_text().replace("{tag}", bench.tag)
+    (bench.home / "chains" / "all_kinds.yaml").write_text(chain)
+    bench.env |= {"AGENTMESH_AGENTS_CHAINS": str(bench.home / "chains"), "AGENTMESH_TOOLS_IMPORTS": "chain_parts"}
+
+
+def accompany(bench: Bench, trace: Any) -> bool:
+    """Somebody answers what is asked; True when the trace has ended."""
+    for asked in bench.mesh.people.asked():
+        bench.mesh.people.decide(asked["trace_id"], by="ann")
+    return trace.status() in {"done", "failed", "cancelled"}
+
+
+def every() -> list[Any]:
+    quick = [pytest.param(point, deaths) for point, deaths in QUICK.items()]
+    return quick + [pytest.param(point, 100, marks=pytest.mark.faults) for point in LOST + KEPT]
+
+
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize(("point", "deaths"), every())
+def test_a_chain_of_all_kinds_ends_as_ever_wherever_its_worker_is_killed(
+    make_bench: Any, point: str, deaths: int
+) -> None:
+    bench: Bench = make_bench("embedded")
+    all_kinds(bench)
+    bench.worker("tools", pool="threads", wait=False)
+    bench.run([str(HERE / "run_phoenix.py"), point, "every" if point in KEPT else "other", str(deaths)], "phoenix")
+    until(lambda: bench.rows("SELECT 1 FROM mesh.agents WHERE id = %s", bench.agent("chain")), what="the agent")
+    trace = bench.dispatch("chain", {"n": 5})
+    bench.mesh.people.signal(trace.id, "go", by="ann", key="once")
+    until(lambda: accompany(bench, trace), within=800, what="the end")
+    assert trace.result(0) == EXPECTED
+    bench.settle()
+    died = bench.value("SELECT count(*) FROM mesh.workers WHERE state = 'dead'")
+    assert died >= min(deaths, 3)
+    assert bench.value("SELECT count(*) FROM mesh.traces WHERE parent_id IS NOT NULL") == CHILDREN
+    runs = Counter((one.name, one.idem_key) for one in bench.runs())
+    assert Counter(name for name, _ in runs) == CALLS
+    assert {key: n for key, n in runs.items() if n > 1 and key[0] != "here"} == {}
