@@ -33,7 +33,7 @@ class Migrations:
         nodes: dict[str, str] = {}
         known = {one.id: _kinds(one) for one in to.nodes}
         for step in steps:
-            node: str = names.get(step["node"], step["node"])
+            node: str = names.get(step["node"]) or step["node"]
             if step["kind"] not in known.get(node, ()):
                 raise DoesNotFit(
                     "an open step has no place in the other plan", value=f"{step['node']} ({step['kind']})",

@@ -62,7 +62,7 @@ def migrate(db: Database, move: Move, *, tenant: str, kinds: Mapping[str, Collec
         row = tx.one(MOVE, at | {"plan": move.to, "was": move.was})
         if row is None:
             raise DoesNotFit(
-                "the trace is being worked, or has moved on", value=str(trace_id), expected="one that waits"
+                "the trace is being worked, or has moved on", value=str(move.trace_id), expected="one that waits"
             )
         for step in tx.all(OPEN, at):
             node = move.nodes.get(step["node"], step["node"])
