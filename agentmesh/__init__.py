@@ -16,6 +16,7 @@ _HOMES = {
     "ACPServer": "agentmesh.communication.server",
     "Action": "agentmesh.records",
     "AgentController": "agentmesh.coordination.controller",
+    "AgentLifecycle": "agentmesh.coordination.lifecycle",
     "AgentRegistry": "agentmesh.coordination.registry",
     "AgentRuntime": "agentmesh.coordination.container",
     "BIRRouter": "agentmesh.behavior.router",
@@ -60,6 +61,7 @@ __all__ = [
     "ACPServer",
     "Action",
     "AgentController",
+    "AgentLifecycle",
     "AgentRegistry",
     "AgentRuntime",
     "BIRRouter",
@@ -113,6 +115,7 @@ if TYPE_CHECKING:
     from agentmesh.coordination.container import AgentRuntime, RuntimeContainer
     from agentmesh.coordination.controller import AgentController
     from agentmesh.coordination.engine import BehaviorChainEngine
+    from agentmesh.coordination.lifecycle import AgentLifecycle
     from agentmesh.coordination.registry import AgentRegistry
     from agentmesh.coordination.scheduler import Scheduler
     from agentmesh.execution.adapters import DataAdapter

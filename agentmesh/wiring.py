@@ -38,6 +38,7 @@ from agentmesh.coordination.controller import AgentController
 from agentmesh.coordination.engine import BehaviorChainEngine
 from agentmesh.coordination.forks import Forks
 from agentmesh.coordination.heartbeat import Heart, here
+from agentmesh.coordination.lifecycle import AgentLifecycle
 from agentmesh.coordination.migrations import Migrations
 from agentmesh.coordination.notes import Notes
 from agentmesh.coordination.people import People
@@ -289,6 +290,10 @@ class Mesh:
     @cached_property
     def timetable(self) -> Timetable:
         return Timetable(self.db, client_of=self.client_of)
+
+    @cached_property
+    def lifecycle(self) -> AgentLifecycle:
+        return AgentLifecycle(self.db, tenant=self.tenant)
 
     @cached_property
     def people(self) -> People:

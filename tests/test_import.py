@@ -14,7 +14,8 @@ import pytest
 import agentmesh
 
 PUBLIC = [
-    "ACPClient", "ACPGateway", "ACPServer", "Action", "AgentController", "AgentRegistry", "AgentRuntime",
+    "ACPClient", "ACPGateway", "ACPServer", "Action", "AgentController", "AgentLifecycle", "AgentRegistry",
+    "AgentRuntime",
     "BIRRouter", "BehaviorChainEngine", "BehaviorPlan", "CallbackHandler", "ConditionalExecutor", "ContextBinder", "DAGExecutor",
     "DataAdapter", "Executor", "HybridReasoner",
     "LLMReasoner", "Later", "MemoryEngine", "MemoryEntry", "ParallelExecutor", "RLPolicyReasoner", "ReasonerBase",

@@ -30,12 +30,28 @@ ON CONFLICT DO NOTHING
 """
 
 AGENTS = """
-SELECT a.id, a.version, a.queue, a.plan_hash, a.intents, a.accepts, a.spec, a.announced_at,
+SELECT a.id, a.version, a.queue, a.plan_hash, a.intents, a.accepts, a.spec, a.announced_at, a.paused_at, a.paused_by,
   (SELECT count(*) FROM mesh.workers w WHERE w.state = 'alive' AND a.id = ANY(w.agents)
     AND w.beat_at > mesh.mesh_asof() - make_interval(secs => w.lease_s)) AS workers,
   (SELECT count(*) FROM mesh.traces t WHERE t.tenant_id = a.tenant_id AND t.agent = a.id AND t.status = 'queued') AS queued,
   (SELECT count(*) FROM mesh.traces t WHERE t.tenant_id = a.tenant_id AND t.agent = a.id AND t.status = 'running') AS running
  FROM mesh.agents a WHERE a.tenant_id = %(tenant)s ORDER BY a.id
+"""
+
+INSTANCES = """
+SELECT w.id, w.name, w.host, w.pid, w.version, w.state AS worker_state, w.registered_at, w.beat_at, a.paused_at,
+  (SELECT count(*) FROM mesh.traces t WHERE t.worker_id = w.id AND t.tenant_id = a.tenant_id AND t.agent = a.id) AS holds
+ FROM mesh.agents a JOIN mesh.workers w ON a.id = ANY(w.agents)
+ WHERE a.tenant_id = %(tenant)s AND a.id = %(agent)s AND w.beat_at > mesh.mesh_asof() - interval '1 day'
+ ORDER BY w.registered_at DESC LIMIT 200
+"""
+
+# Two CTEs see one snapshot: `known` also where nothing is to be changed.
+SET_PAUSED = """
+WITH known AS (SELECT 1 AS one FROM mesh.agents WHERE tenant_id = %(tenant)s AND id = %(agent)s),
+ now AS (UPDATE mesh.agents SET paused_at = CASE WHEN %(by)s::text IS NOT NULL THEN mesh.mesh_now() END, paused_by = %(by)s
+   WHERE tenant_id = %(tenant)s AND id = %(agent)s AND (paused_at IS NULL) = (%(by)s::text IS NOT NULL) RETURNING 1 AS one)
+SELECT EXISTS (SELECT one FROM now) AS changed FROM known
 """
 
 TOOLS = """
@@ -71,6 +87,17 @@ def plan(db: Database, tenant_id: str, plan_hash: str) -> Json:
 def agents(db: Database, tenant_id: str) -> list[Row]:
     """Announced agents with how many live workers host each, and its queued and running traces."""
     return db.once(AGENTS, {"tenant": tenant_id})
+
+
+def instances(db: Database, tenant_id: str, agent: str) -> list[Row]:
+    """The workers that host the agent or did so within a day, and how many of its traces each holds."""
+    return db.once(INSTANCES, {"tenant": tenant_id, "agent": agent})
+
+
+def set_paused(db: Database, tenant_id: str, agent: str, *, by: str | None) -> bool | None:
+    """Paused by somebody, or (None) not any more: whether this changed it; None where there is no such agent."""
+    rows = db.once(SET_PAUSED, {"tenant": tenant_id, "agent": agent, "by": by})
+    return bool(rows[0]["changed"]) if rows else None
 
 
 def tools(db: Database, tenant_id: str) -> list[Row]:

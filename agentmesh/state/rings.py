@@ -20,6 +20,7 @@ DUE = f"""
 (SELECT 'trace' AS kind, t.id, t.epoch, t.queue, 'agent.' || t.agent AS task, t.id AS trace_id, t.priority, t.rung_at,
    t.rung_at IS NULL OR t.rung_at < t.wake_at AS new
   FROM mesh.traces t WHERE t.status = 'queued' AND t.paused_at IS NULL AND {AGAIN.format("t")}
+    AND NOT EXISTS (SELECT 1 FROM mesh.agents g WHERE g.tenant_id = t.tenant_id AND g.id = t.agent AND g.paused_at IS NOT NULL)
   ORDER BY t.rung_at NULLS FIRST LIMIT %(batch)s)
 UNION ALL
 (SELECT 'step', s.id, s.epoch, s.queue, 'agent.' || s.agent, s.trace_id, s.priority, s.rung_at,

@@ -491,6 +491,8 @@ agents = sa.Table(
     _json("spec", default="{}"),
     _text("state", default="idle"),
     _time("announced_at", now=True),
+    _time("paused_at"),
+    _text("paused_by", null=True),
 )
 
 tools = sa.Table(

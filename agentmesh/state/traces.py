@@ -94,6 +94,8 @@ WITH t AS (
    WHERE id = %(trace)s AND epoch = %(epoch)s AND status = 'queued' AND worker_id IS NULL AND paused_at IS NULL
      AND agent = %(agent)s AND (wake_at IS NULL OR wake_at <= mesh.mesh_asof())
      AND coalesce(plan_hash, '') <> ALL(%(unread)s::text[])
+     AND NOT EXISTS (SELECT 1 FROM mesh.agents g WHERE g.tenant_id = traces.tenant_id AND g.id = traces.agent
+       AND g.paused_at IS NOT NULL)
      AND (root_id = id OR NOT EXISTS (SELECT 1 FROM mesh.traces r WHERE r.id = traces.root_id AND r.cancel_owed))
   RETURNING {COLUMNS}, seq),
  x AS (INSERT INTO mesh.contexts (tenant_id, id) SELECT tenant_id, context_id FROM t ON CONFLICT DO NOTHING),

@@ -4,8 +4,9 @@ CREATE SCHEMA inv;
 CREATE VIEW inv.envelopes AS SELECT id::text, tenant_id, trace_id::text, idem_key FROM mesh.envelopes;
 
 CREATE VIEW inv.traces AS SELECT id::text, tenant_id, context_id, parent_id::text, status, epoch, worker_id::text,
-  permissions, created_at, rung_at, wake_at, waits_for, paused_at, budget_limit, budget_spent, budget_held
-  FROM mesh.traces;
+  permissions, created_at, rung_at, wake_at, waits_for, coalesce(paused_at, CASE WHEN status = 'queued' THEN (SELECT a.paused_at
+    FROM mesh.agents a WHERE a.tenant_id = t.tenant_id AND a.id = t.agent) END) AS paused_at, budget_limit, budget_spent, budget_held
+  FROM mesh.traces t;
 
 CREATE VIEW inv.contexts AS SELECT id, tenant_id FROM mesh.contexts;
 

@@ -66,3 +66,10 @@ CREATE TABLE mesh.schedules (
 	CONSTRAINT missed_known CHECK (missed IN ('skip', 'once', 'all'))
 );
 CREATE INDEX schedules_due ON mesh.schedules (next_at);
+
+-- Agents that take no new work.
+ALTER TABLE mesh.agents ADD COLUMN paused_at TIMESTAMP WITH TIME ZONE, ADD COLUMN paused_by TEXT;
+CREATE OR REPLACE VIEW inv.traces AS SELECT id::text, tenant_id, context_id, parent_id::text, status, epoch, worker_id::text,
+  permissions, created_at, rung_at, wake_at, waits_for, coalesce(paused_at, CASE WHEN status = 'queued' THEN (SELECT a.paused_at
+    FROM mesh.agents a WHERE a.tenant_id = t.tenant_id AND a.id = t.agent) END) AS paused_at, budget_limit, budget_spent, budget_held
+  FROM mesh.traces t;

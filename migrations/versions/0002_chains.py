@@ -20,6 +20,9 @@ def downgrade() -> None:
         " DROP CONSTRAINT slot_mode_known,"
         " ADD CONSTRAINT slot_mode_known CHECK (slot_mode IN ('all', 'first'));"
         "ALTER TABLE mesh.steps DROP COLUMN state;"
+        "CREATE OR REPLACE VIEW inv.traces AS SELECT id::text, tenant_id, context_id, parent_id::text, status, epoch,"
+        " worker_id::text, permissions, created_at, rung_at, wake_at, waits_for, paused_at, budget_limit, budget_spent,"
+        " budget_held FROM mesh.traces; ALTER TABLE mesh.agents DROP COLUMN paused_at, DROP COLUMN paused_by;"
         "DROP TABLE mesh.lanes, mesh.schedules; ALTER TABLE mesh.traces DROP COLUMN lane, DROP COLUMN admitted_at;"
         "ALTER TABLE mesh.traces DROP COLUMN state; ALTER TABLE mesh.workers DROP COLUMN stuck"
     )
