@@ -104,7 +104,7 @@ def _asked(mesh: Mesh, trace: Any, step: int | None, file: Path) -> tuple[Decisi
 
     spec = load_agent_file(file)
     hosted = mesh.registry.register(spec)  # in this process, for this answer
-    point = decisions.point(mesh.db, mesh.tenant, trace, step=step, expand=mesh.blobs.expand, spec=spec)
+    point = decisions.point(mesh.db, mesh.tenant, trace, step=step, blobs=mesh.blobs, spec=spec)
     node = next((one for one in hosted.plan.nodes if one.id == point.session.node), None)
     return decide(hosted.decides(node), point.session), point
 

@@ -6,7 +6,6 @@ A point is rebuilt from rows, so that another reasoner can be asked the same; `v
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
@@ -15,7 +14,9 @@ from agentmesh.behavior.agents import AgentSpec, SessionSpec
 from agentmesh.behavior.session import Session, SessionBuilder
 from agentmesh.errors import NoDecision
 from agentmesh.infrastructure.database import Database, Row
-from agentmesh.records import Action, Json, Policy
+from agentmesh.records import Action, Policy
+from agentmesh.state.blobs import BlobStore
+from agentmesh.state.contexts import SessionManager
 
 POINT = """
 SELECT s.id AS step_id, s.ordinal, s.node, s.iteration, s.action, coalesce(s.started_at, s.created_at) AS asked_at,
@@ -33,11 +34,6 @@ SELECT DISTINCT ON (m.type, m.key) m.type, m.key, m.value, m.deleted FROM mesh.m
  WHERE m.tenant_id = %(tenant)s AND m.context_id = %(context)s AND (m.type = 'long_term' OR m.scope = %(trace)s::text)
    AND CASE WHEN s.id IS NULL THEN m.at <= %(asked_at)s ELSE s.ordinal < %(ordinal)s END
  ORDER BY m.type, m.key, m.version DESC
-"""
-
-RESULTS = """
-SELECT output FROM mesh.steps WHERE trace_id = %(trace)s AND tenant_id = %(tenant)s AND kind = 'tools'
-  AND status IN ('done', 'failed') AND ordinal < %(ordinal)s ORDER BY ordinal
 """
 
 REWARDED = """
@@ -64,13 +60,14 @@ class Point:
 
 
 def point(
-    db: Database, tenant: str, trace_id: UUID, *, step: int | None, expand: Callable[[str, Json], Json],
+    db: Database, tenant: str, trace_id: UUID, *, step: int | None, blobs: BlobStore,
     spec: AgentSpec | None = None,
 ) -> Point:  # fmt: skip
     """The decision that led to step number `step` (None: the last one), as an agent of this `spec` would be shown it.
 
-    `expand(tenant, value)` brings back what was put aside. Raises NoDecision.
+    Raises NoDecision.
     """
+    expand = blobs.expand
     at: dict[str, Any] = {"trace": trace_id, "tenant": tenant, "step": step}
     rows = db.read(POINT, at)
     if not rows:
@@ -80,14 +77,15 @@ def point(
     memory = {
         f"{one['type']}:{one['key']}": expand(tenant, one["value"]) for one in db.read(MEMORY, at) if not one["deleted"]
     }
-    results: dict[str, Json] = {}
-    for one in db.read(RESULTS, at):
-        kept = (expand(tenant, one["output"]) or {}).get("results") or {}
-        results |= {label: expand(tenant, value) for label, value in kept.items()}
+    facts = SessionManager(db, blobs)
+    results = facts.results(tenant, trace_id, before=row["ordinal"])
+    steps = facts.steps(tenant, trace_id, before=row["ordinal"])
     view = SessionSpec() if spec is None else spec.session
     session = SessionBuilder().build(
         view.strategy, view.options, trace_id=str(trace_id), context_id=row["context_id"], tenant=tenant, agent=row["agent"],
-        intent=row["intent"], from_=row["from_id"], payload=expand(tenant, row["payload"]), memory=memory, results=results,
+        intent=row["intent"], from_=row["from_id"], payload=expand(tenant, row["payload"]), memory=memory,
+        results={key: expand(tenant, one) for key, one in results.items()},
+        steps={key: expand(tenant, one) for key, one in steps.items()},
         vars=(row["state"] or {}).get("vars") or {}, step=row["ordinal"], iteration=row["iteration"] - 1, node=row["node"],
         locale=row["locale"], permissions=tuple(row["permissions"] or ()), tools=() if spec is None else spec.tools,
         policy=Policy.model_validate_json(json.dumps(row["policy"])),

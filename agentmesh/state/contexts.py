@@ -17,6 +17,7 @@ OUTPUTS = """
 SELECT node, kind, iteration, status, output FROM (
   SELECT ordinal, node, kind, iteration, status, output FROM mesh.steps
    WHERE trace_id = %(trace)s AND tenant_id = %(tenant)s AND status IN ('done', 'failed') AND kind = 'tools'
+   AND ordinal < coalesce(%(before)s, ordinal + 1)
    ORDER BY ordinal DESC LIMIT %(limit)s) x ORDER BY ordinal
 """
 
@@ -24,7 +25,7 @@ SELECT node, kind, iteration, status, output FROM (
 BY_NODE = """
 SELECT DISTINCT ON (node) node, kind, action->>'strategy' AS strategy, action ? 'for_each' AS each, output FROM mesh.steps
  WHERE trace_id = %(trace)s AND tenant_id = %(tenant)s AND status IN ('done', 'failed') AND kind NOT IN ('start', 'group')
-   AND output IS NOT NULL ORDER BY node, ordinal DESC LIMIT %(limit)s
+   AND output IS NOT NULL AND ordinal < coalesce(%(before)s, ordinal + 1) ORDER BY node, ordinal DESC LIMIT %(limit)s
 """
 
 
@@ -61,7 +62,10 @@ class ContextBinder:
 
 
 class SessionManager:
-    """The facts a SessionBuilder makes a session of: memory, and the results of earlier tools steps."""
+    """The facts a SessionBuilder makes a session of: memory, and the results of earlier steps.
+
+    `before` is the number of a step: what it and later ones came to is left out.
+    """
 
     def __init__(self, db: Database, blobs: BlobStore, *, steps: int = 50) -> None:
         self._db, self._blobs, self._steps = db, blobs, steps
@@ -78,17 +82,18 @@ class SessionManager:
         )
         return next((_result(row, self._blobs.expand(tenant_id, row["output"]) or {}) for row in rows), None)
 
-    def results(self, tenant_id: str, trace_id: UUID) -> dict[str, Json]:
+    def results(self, tenant_id: str, trace_id: UUID, *, before: int | None = None) -> dict[str, Json]:
         """Results by label over the newest tools steps; a later step's result replaces an earlier one's."""
         found: dict[str, Json] = {}
-        for row in self._db.once(OUTPUTS, {"tenant": tenant_id, "trace": trace_id, "limit": self._steps}):
+        at = {"tenant": tenant_id, "trace": trace_id, "before": before, "limit": self._steps}
+        for row in self._db.once(OUTPUTS, at):
             output = self._blobs.expand(tenant_id, row["output"]) or {}
             found |= output.get("results") or {}
         return found
 
-    def steps(self, tenant_id: str, trace_id: UUID) -> dict[str, Json]:
+    def steps(self, tenant_id: str, trace_id: UUID, *, before: int | None = None) -> dict[str, Json]:
         """What each node of the trace came to when it was last visited, of at most 1,000 nodes."""
-        rows = self._db.once(BY_NODE, {"tenant": tenant_id, "trace": trace_id, "limit": 1000})
+        rows = self._db.once(BY_NODE, {"tenant": tenant_id, "trace": trace_id, "before": before, "limit": 1000})
         return {row["node"]: _result(row, self._blobs.expand(tenant_id, row["output"]) or {}) for row in rows}
 
 

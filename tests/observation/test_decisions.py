@@ -36,7 +36,7 @@ def test_a_point_is_what_the_reasoner_was_shown(make_mesh: Any, tools: ToolRegis
 
     def decide(session: Session) -> dict[str, Any]:
         shown = {name: getattr(session, name) for name in FIELDS}
-        seen.append(shown | {name: dict(shown[name]) for name in ("payload", "memory", "results", "vars")})
+        seen.append(shown | {name: dict(shown[name]) for name in ("payload", "memory", "results", "steps", "vars")})
         n = session.iteration
         return {"tools": [{"tool": "add", "args": {"n": n}}]} if n < 2 else {"answer": "the answer"}
 
@@ -49,12 +49,12 @@ def test_a_point_is_what_the_reasoner_was_shown(make_mesh: Any, tools: ToolRegis
     bells.drain(mesh)
 
     for number, step in enumerate((1, 3, 5)):
-        found = point(mesh.db, "default", trace.id, step=step, expand=mesh.blobs.expand, spec=spec)
+        found = point(mesh.db, "default", trace.id, step=step, blobs=mesh.blobs, spec=spec)
         shown = {name: getattr(found.session, name) for name in FIELDS}
         assert shown == seen[number]
         assert found.ordinal == step
     assert len(seen[2]["memory"]["long_term:n"][0]["text"]) == 100_000
-    assert point(mesh.db, "default", trace.id, step=None, expand=mesh.blobs.expand).action.answer == "the answer"
-    assert point(mesh.db, "default", trace.id, step=4, expand=mesh.blobs.expand).ordinal == 3
+    assert point(mesh.db, "default", trace.id, step=None, blobs=mesh.blobs).action.answer == "the answer"
+    assert point(mesh.db, "default", trace.id, step=4, blobs=mesh.blobs).ordinal == 3
     with pytest.raises(NoDecision):
-        point(mesh.db, "other", trace.id, step=None, expand=mesh.blobs.expand)
+        point(mesh.db, "other", trace.id, step=None, blobs=mesh.blobs)
