@@ -220,8 +220,8 @@ def advance(plan: BehaviorPlan, state: State) -> Decision:
 def _begun(plan: BehaviorPlan, state: State, node: str | None) -> Decision:
     if node == plans.COMPENSATE:
         return Undo()
-    if node is None and plan.branches:
-        return _Branches(plan, state).after(None)
+    if plan.branches:
+        return _Branches(plan, state).after(None) if node is None else _Branches(plan, state).begin(node)
     return _Walk(plan, state).to(node or plan.first.id)
 
 
@@ -292,6 +292,10 @@ class _Walk:
     def route(self) -> Route:
         return self._route
 
+    @property
+    def result(self) -> Json:
+        return self._result
+
     def along(self, route: Route) -> _Walk:
         """This walk, with what has been passed so far."""
         self._route = route
@@ -301,10 +305,19 @@ class _Walk:
         """How a node of a plan with branches ends at once, or the decision that ends the trace; None: it is a step."""
         if node.when is not None and not holds(node.when, self._variables, _source(node, "when")):
             return "skipped"
+        if isinstance(node, plans.ForEach):
+            return "done" if self._items(node) == [] else None
         if not _is_move(node):
             return None
         found = self._move(node)
         return "done" if isinstance(found, _Onward) else found
+
+    def opened(self, name: str) -> Decision | None:
+        """The visit to a step of a plan with branches; None where there is nothing left for it to do."""
+        self._iteration += self._plan.leads_back(self._at, name)
+        self._at = name
+        found = self._open(self._plan.node(name))
+        return None if isinstance(found, _Onward) else found
 
     def on(self) -> Decision:
         """Past the step at hand."""
@@ -332,8 +345,7 @@ class _Walk:
                     return found
                 target = found.target
         except MeshError as exc:
-            failure = Failure(exc.code, f"{exc.what}: {exc.value}"[:2000], permanent=True)
-            return Fail(failure, self._route)
+            return Fail(_broken(exc), self._route)
         return Finish(self._result, route=self._route)
 
     def _enter(self, node: plans.Place) -> Decision | _Onward:
@@ -392,11 +404,8 @@ class _Walk:
         return CallTools(node.id, action, self._iteration, route=self._route)
 
     def _each(self, node: plans.ForEach) -> Decision | _Onward:
-        items = fill({"=": node.items}, self._variables, _source(node, "for_each"))
-        if not isinstance(items, list):
-            return Fail(Failure("E_RULE", f"{node.id} is for each of what is no list", permanent=True), self._route)
-        if not items:  # there is nothing to do: its result is an empty list
-            self._result = self._variables["result"] = []
+        items = self._items(node)
+        if not items:
             return _Onward(node.next)
         uses = []
         for index, item in enumerate(items):
@@ -404,6 +413,15 @@ class _Walk:
             uses.append((use.model_copy(update={"as_": f"item-{index}"}),))
         action = Action(slots=tuple(uses), strategy="parallel", require=_need(node.require, len(uses)))
         return CallTools(node.id, action, self._iteration, node.limit, self._route)
+
+    def _items(self, node: plans.ForEach) -> list[Json]:
+        """What it is done for; where that is nothing, its result is an empty list. Raises BadRule for what is no list."""
+        items = fill({"=": node.items}, self._variables, _source(node, "for_each"))
+        if not isinstance(items, list):
+            raise BadRule(f"node {node.id} is for each of what is no list", value=items, expected="a list")
+        if not items:
+            self._result = self._variables["result"] = []
+        return items
 
     def _rest(self, node: plans.Wait | plans.Signal | plans.Approval) -> Decision:
         match node:
@@ -470,28 +488,40 @@ class _Branches:
 
     def after(self, mark: str | None) -> Decision:
         """The decision once the node at hand has ended so; None: the trace begins."""
-        marks, running = dict(self._state.marks), list(self._state.open)
+        return self._after(self._state.node, mark)
+
+    def begin(self, name: str) -> Decision:
+        """The visit to a node whose time has come, though what it is done for may be gone by now."""
+        try:
+            return self._walk.opened(name) or self._after(name, "done")
+        except MeshError as exc:
+            return Fail(_broken(exc), self._walk.route)
+
+    def _after(self, ended: str, mark: str | None) -> Decision:
+        so_far = self._walk.route
+        marks = dict(self._state.marks if so_far.marks is None else so_far.marks)
+        running = list(self._state.open if so_far.open is None else so_far.open)
         if mark is not None:
-            marks[self._state.node] = mark
-            running = [one for one in running if one != self._state.node]
+            marks[ended] = mark
+            running = [one for one in running if one != ended]
         begun: list[str] = []
         try:
             while (node := self._next(marks, {*running, *begun})) is not None:
-                ended = self._walk.passes(node)
-                if ended is None:
+                found = self._walk.passes(node)
+                if found is None:
                     begun.append(node.id)
-                elif isinstance(ended, str):
-                    marks[node.id] = ended
+                elif isinstance(found, str):
+                    marks[node.id] = found
                 else:
-                    return ended
+                    return found
         except MeshError as exc:
-            return Fail(Failure(exc.code, f"{exc.what}: {exc.value}"[:2000], permanent=True))
-        route = replace(self._walk.route, marks=marks, open=(*running, *begun))
+            return Fail(_broken(exc), self._walk.route)
+        self._walk.along(replace(self._walk.route, marks=marks, open=(*running, *begun)))
         if len(begun) == 1 and not running:
-            return self._walk.along(route).to(begun[0])
+            return self.begin(begun[0])
         if begun or running:
-            return Branch(tuple(begun), route)
-        return Finish(self._state.result, route=route)
+            return Branch(tuple(begun), self._walk.route)
+        return Finish(self._walk.result, route=self._walk.route)
 
     def _next(self, marks: Mapping[str, str], begun: set[str]) -> plans.Place | None:
         for node in self._plan.nodes:
@@ -529,6 +559,10 @@ def _moment(node: plans.Wait, value: Json) -> str:
     except ValueError:
         pass
     raise BadRule(f"node {node.id} waits until what is no moment", value=value, expected="RFC 3339, with its zone")
+
+
+def _broken(exc: MeshError) -> Failure:
+    return Failure(exc.code, f"{exc.what}: {exc.value}"[:2000], permanent=True)
 
 
 def _circle(why: str) -> Failure:
