@@ -38,7 +38,7 @@ crash: $(VENV)/.demo-ready  ## the same while workers are killed with SIGKILL
 	@$(BIN)/agentmesh demo crash $(ARGS)
 
 test: $(VENV)/.dev-ready  ## the tests; servers that are not there are skipped (in CI: fail)
-	@$(BIN)/python -m pytest $(ARGS)
+	@$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
 
 faults: $(VENV)/.dev-ready  ## every fault test, against servers it starts itself
 	@$(BIN)/python -m pytest tests/faults tests/simulation -m "faults or not faults" --durations=15 $(ARGS)
