@@ -16,6 +16,7 @@ from __future__ import annotations
 import base64
 import ipaddress
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar, Literal, Protocol, Self
@@ -112,7 +113,7 @@ class Declaration(Protocol):
 
 
 @dataclass(frozen=True)
-class DataAdapter:
+class DataAdapter(ABC):
     """What runs for a declared tool: `spec` is its part of the file. Two of one declaration are the same tool.
 
     A subclass may have many(ctx, inputs), for a call that is `for` many inputs.
@@ -127,8 +128,9 @@ class DataAdapter:
     def __post_init__(self) -> None:
         """Raises ValueError for a declaration that cannot work."""
 
+    @abstractmethod
     def __call__(self, ctx: ToolContext, **args: Json) -> Json:
-        raise NotImplementedError
+        """The result of one call. Raises what fails it."""
 
     @property
     def tx(self) -> bool:
