@@ -4,6 +4,7 @@ changed, and who follows it."""
 from __future__ import annotations
 
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -21,19 +22,28 @@ Files = Annotated[list[Path], typer.Argument(metavar="FILE...", help="Chain file
 
 
 @app.command()
-def lint(files: Files, as_json: Json = False) -> None:
-    """Every mistake, with its line and column; exit code 1 where there is one."""
+def lint(ctx: typer.Context, files: Files, as_json: Json = False) -> None:
+    """Every mistake, with its line and column; exit code 1 where there is one. Chains may hold one another."""
     from agentmesh.errors import BadChain
     from agentmesh.execution import chain
     from agentmesh.infrastructure import yamlfiles
 
-    found = []
+    texts, refused, known = {}, {}, {}
+    with suppress(BadChain):  # a mistake in one that is not asked about
+        known = chain.load(settings_of(ctx).agents.chains)
     for file in files:
         try:
-            plan, problems = chain.lint(yamlfiles.read(file, BadChain))
+            texts[file] = text = yamlfiles.read(file, BadChain)
         except BadChain as exc:
-            plan, problems = None, [chain.Problem(str(file), exc.what, exc.value, exc.expected)]
-        found.append((file, plan, problems))
+            refused[file] = chain.Problem(str(file), exc.what, exc.value, exc.expected)
+        else:
+            if isinstance(text.data, dict) and isinstance(text.data.get("chain"), str):
+                known[text.data["chain"]] = text
+    found = [
+        (file, None, [refused[file]]) if file in refused
+        else (file, *chain.lint(texts[file], chain.Known(chains=known)))
+        for file in files
+    ]  # fmt: skip
     if as_json:
         document("chains.lint", files=[
             {"file": str(file), "ok": not problems, "hash": plan.hash if plan else None,

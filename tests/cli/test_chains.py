@@ -41,6 +41,13 @@ def test_a_chain_that_nobody_knows_is_not_found_and_a_wrong_one_is_told(cli: Cli
     assert cli("chains", "show", "old.yaml", "--json").problem["code"] == "E_CHAIN_FILE"
 
 
+def test_lint_knows_the_chains_it_is_given_and_those_of_the_settings(cli: Cli, files: Path) -> None:
+    (files / "one.yaml").write_text("chain: one\nsteps:\n  - chain: two\n  - chain: order\n    id: last\n")
+    (files / "two.yaml").write_text("chain: two\nsteps: [{finish: 2}]\n")
+    assert cli("chains", "lint", "one.yaml", "two.yaml").code == 0
+    assert cli("chains", "lint", "one.yaml").code == 1
+
+
 def test_two_chains_are_compared_node_by_node(cli: Cli, files: Path) -> None:
     ran = cli("chains", "diff", "old.yaml", "new.yaml")
     assert ran.code == 1
