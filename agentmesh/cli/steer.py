@@ -1,13 +1,14 @@
-"""`agentmesh pause | resume | cancel | retry`: one trace, steered by a person who is named in its events."""
+"""`agentmesh pause | resume | cancel | retry`: one trace, or all that match, steered by a person who is named in the events."""
 
 from __future__ import annotations
 
 import getpass
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
+from agentmesh.cli.many import Limit, Where, Yes, steer_many
 from agentmesh.cli.output import document, say
 from agentmesh.cli.session import Json, opened
 
@@ -18,28 +19,44 @@ if TYPE_CHECKING:
     from agentmesh.wiring import Mesh
 
 TraceId = Annotated[str, typer.Argument(metavar="ID", help="An id, a unique prefix of one, or @last.")]
+Meant = Annotated[
+    str | None, typer.Argument(metavar="[ID]", help="An id, a unique prefix of one, or @last; else --filter.")
+]
 Reason = Annotated[str, typer.Option(help="Why; it stands in the trace's events.")]
 
 
-def pause(ctx: typer.Context, trace_id: TraceId, reason: Reason = "", as_json: Json = False) -> None:
+def pause(
+    ctx: typer.Context, trace_id: Meant = None, where: Where = None, limit: Limit = None, yes: Yes = False,
+    reason: Reason = "", as_json: Json = False,
+) -> None:  # fmt: skip
     """Start no further step; calls that run are kept."""
     from agentmesh.state import steering
 
-    _steer(ctx, trace_id, "paused", as_json, lambda mesh, found: steering.pause(
-        mesh.db, tenant=mesh.tenant, trace_id=found, by=getpass.getuser(), reason=reason))  # fmt: skip
+    def order(mesh: Mesh, found: UUID) -> Steered:
+        return steering.pause(mesh.db, tenant=mesh.tenant, trace_id=found, by=getpass.getuser(), reason=reason)
+
+    _steer(ctx, _Order("pause", "paused", order), trace_id, where, limit, yes=yes, as_json=as_json)
 
 
-def resume(ctx: typer.Context, trace_id: TraceId, reason: Reason = "", as_json: Json = False) -> None:
+def resume(
+    ctx: typer.Context, trace_id: Meant = None, where: Where = None, limit: Limit = None, yes: Yes = False,
+    reason: Reason = "", as_json: Json = False,
+) -> None:  # fmt: skip
     """Go on where it was paused."""
     from agentmesh.state import steering
 
-    _steer(ctx, trace_id, "resumed", as_json, lambda mesh, found: steering.resume(
-        mesh.db, tenant=mesh.tenant, trace_id=found, by=getpass.getuser(), reason=reason))  # fmt: skip
+    def order(mesh: Mesh, found: UUID) -> Steered:
+        return steering.resume(mesh.db, tenant=mesh.tenant, trace_id=found, by=getpass.getuser(), reason=reason)
+
+    _steer(ctx, _Order("resume", "resumed", order), trace_id, where, limit, yes=yes, as_json=as_json)
 
 
 def cancel(
     ctx: typer.Context,
-    trace_id: TraceId,
+    trace_id: Meant = None,
+    where: Where = None,
+    limit: Limit = None,
+    yes: Yes = False,
     tree: Annotated[bool, typer.Option("--tree", help="And everything it delegated.")] = False,
     undo: Annotated[bool, typer.Option("--undo", help="Undo what its tools did first, newest first.")] = False,
     reason: Reason = "",
@@ -49,19 +66,20 @@ def cancel(
     from agentmesh.state import rewind as rewinding
     from agentmesh.state import steering
 
-    def back(mesh: Mesh, found: UUID) -> Steered:
-        undone = rewinding.undo(mesh.db, tenant=mesh.tenant, trace_id=found, by=getpass.getuser(), reason=reason)
-        return steering.Steered(changed=True, status="running", paused=False, rings=undone.rings)
+    def order(mesh: Mesh, found: UUID) -> Steered:
+        by = getpass.getuser()
+        if undo:
+            undone = rewinding.undo(mesh.db, tenant=mesh.tenant, trace_id=found, by=by, reason=reason)
+            return steering.Steered(changed=True, status="running", paused=False, rings=undone.rings)
+        return steering.cancel(mesh.db, tenant=mesh.tenant, trace_id=found, by=by, reason=reason, tree=tree)
 
-    if undo:
-        _steer(ctx, trace_id, "being undone", as_json, back)
-        return
-
-    _steer(ctx, trace_id, "cancelled", as_json, lambda mesh, found: steering.cancel(
-        mesh.db, tenant=mesh.tenant, trace_id=found, by=getpass.getuser(), reason=reason, tree=tree))  # fmt: skip
+    wanted = _Order("cancel", "being undone" if undo else "cancelled", order)
+    _steer(ctx, wanted, trace_id, where, limit, yes=yes, as_json=as_json)
 
 
-def retry(ctx: typer.Context, trace_id: TraceId, as_json: Json = False) -> None:
+def retry(
+    ctx: typer.Context, trace_id: Meant = None, where: Where = None, limit: Limit = None, yes: Yes = False, as_json: Json = False
+) -> None:  # fmt: skip
     """Run the failed part again: same rows, same keys, same history."""
     from agentmesh.state.retry import retry as retried
     from agentmesh.state.steering import Steered
@@ -70,7 +88,7 @@ def retry(ctx: typer.Context, trace_id: TraceId, as_json: Json = False) -> None:
         rings = retried(mesh.db, tenant=mesh.tenant, trace_id=found, by=getpass.getuser())
         return Steered(changed=True, status="running", paused=False, rings=tuple(rings))
 
-    _steer(ctx, trace_id, "retried", as_json, again)
+    _steer(ctx, _Order("retry", "retried", again), trace_id, where, limit, yes=yes, as_json=as_json)
 
 
 def rewind(
@@ -133,13 +151,31 @@ def _changed(text: str) -> tuple[str, Any]:
         return key, value
 
 
-def _steer(ctx: typer.Context, given: str, done: str, as_json: bool, order: Callable[[Mesh, UUID], Steered]) -> None:
+class _Order(NamedTuple):
+    """What is asked, how it is called when it is done, and what does it to one trace."""
+
+    verb: str
+    done: str
+    do: Callable[[Mesh, UUID], Steered]
+
+
+def _steer(
+    ctx: typer.Context, order: _Order, given: str | None, where: str | None, limit: int | None, *, yes: bool, as_json: bool
+) -> None:  # fmt: skip
     """Exit code 4 when the order came too late: the trace had ended."""
+    from agentmesh.errors import Mistake
     from agentmesh.observation import timeline
 
+    done = order.done
+    if (given is None) == (where is None):
+        raise Mistake("which trace?", value=given, expected="the id of one, or --filter for all that match",
+                      next="agentmesh trace list")  # fmt: skip
+    if given is None:
+        steer_many(ctx, order.verb, done, str(where), order.do, limit=limit, yes=yes, as_json=as_json)
+        return
     with opened(ctx) as mesh:
         found = timeline.resolve(mesh.db, mesh.tenant, given)
-        steered = order(mesh, found)
+        steered = order.do(mesh, found)
         mesh.doorbell.ring(steered.rings)
     ended = steered.status in timeline.ENDED
     late = ended and not (steered.changed or (done, steered.status) == ("cancelled", "cancelled"))

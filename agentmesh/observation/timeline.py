@@ -22,6 +22,13 @@ FILTERS = {
     "status": "status", "agent": "agent", "intent": "intent", "context": "context_id", "from": "from_id",
     "parent": "parent_id::text",
 }  # fmt: skip
+STEERABLE = {
+    "pause": "t.status IN ('held', 'queued', 'running', 'waiting') AND t.paused_at IS NULL",
+    "resume": "t.status IN ('held', 'queued', 'running', 'waiting') AND t.paused_at IS NOT NULL",
+    "cancel": "t.status IN ('held', 'queued', 'running', 'waiting')",
+    "retry": "t.status = 'failed'",
+}
+"""What a verb can change."""
 _PREFIX = re.compile(r"[0-9a-f]{1,32}\Z")
 
 _HEADER = """t.id, t.context_id, t.parent_id, t.root_id, t.agent, t.intent, t.from_id, t.status, t.priority, t.steps, t.depth,
@@ -114,10 +121,14 @@ def parse_filter(text: str | None) -> dict[str, str]:
 
 
 def traces(
-    db: Database, tenant: str, *, where: Mapping[str, str] | None = None, limit: int = 20, before: UUID | None = None
-) -> list[Row]:
-    """At most `limit` traces that match `where` (as parse_filter gives it), newest first, older than `before`."""
-    conditions, given = _matching(tenant, where)
+    db: Database, tenant: str, *, where: Mapping[str, str] | None = None, limit: int = 20, before: UUID | None = None,
+    verb: str | None = None,
+) -> list[Row]:  # fmt: skip
+    """At most `limit` traces that match `where` (as parse_filter gives it), newest first, older than `before`.
+
+    With a `verb`: of those that it can change.
+    """
+    conditions, given = _matching(tenant, where, verb)
     older = " AND t.id < %(before)s" if before else ""
     return db.once(
         f"SELECT {_HEADER} FROM mesh.traces t WHERE {conditions}{older} ORDER BY t.id DESC LIMIT %(limit)s",  # noqa: S608
@@ -205,9 +216,11 @@ def part(db: Database, tenant: str, trace_id: UUID, name: str, *, skip: int = 0,
     return db.read(f"{PARTS[name]} LIMIT %(limit)s OFFSET %(skip)s", given)
 
 
-def count(db: Database, tenant: str, *, where: Mapping[str, str] | None = None, cap: int = 10_000) -> int:
+def count(
+    db: Database, tenant: str, *, where: Mapping[str, str] | None = None, cap: int = 10_000, verb: str | None = None
+) -> int:
     """How many traces match; one more than `cap` where there are more."""
-    conditions, given = _matching(tenant, where)
+    conditions, given = _matching(tenant, where, verb)
     rows = db.read(
         f"SELECT count(*) AS n FROM (SELECT 1 FROM mesh.traces t WHERE {conditions} LIMIT %(cap)s) x",  # noqa: S608
         given | {"cap": cap + 1},
@@ -225,7 +238,8 @@ def heads(db: Database, watched: Sequence[tuple[str, UUID]]) -> dict[UUID, int]:
     return {row["id"]: row["seq"] for row in rows}
 
 
-def _matching(tenant: str, where: Mapping[str, str] | None) -> tuple[str, dict[str, Any]]:
+def _matching(tenant: str, where: Mapping[str, str] | None, verb: str | None = None) -> tuple[str, dict[str, Any]]:
     """The condition for traces that match `where`, and its values."""
     conditions = ["t.tenant_id = %(tenant)s", *(f"t.{FILTERS[key]} = %({key})s" for key in where or {})]
+    conditions += [STEERABLE[verb]] if verb else []
     return " AND ".join(conditions), {"tenant": tenant, **(where or {})}
