@@ -44,7 +44,7 @@ class BlobStore:
                 f"{what} is too large", value=f"{len(body)} bytes", expected=f"at most {self._max} bytes"
             )
         digest = hashlib.sha256(body).hexdigest()
-        self._db.once(PUT, {"tenant": tenant_id, "hash": digest, "body": body})
+        self._db.read(PUT, {"tenant": tenant_id, "hash": digest, "body": body})
         return {"$blob": digest}
 
     def expand(self, tenant_id: str, value: Json) -> Json:

@@ -91,7 +91,9 @@ SELECT id, queue, intents, accepts, version, spec->'limits' AS limits FROM mesh.
 
 BATCH = 500
 CONTENDED = (psycopg.errors.SerializationFailure, psycopg.errors.LockNotAvailable)
-REFUSED = (*CONTENDED, psycopg.errors.DeadlockDetected, psycopg.errors.QueryCanceled)
+REFUSED = (
+    *CONTENDED, psycopg.errors.DeadlockDetected, psycopg.errors.QueryCanceled, psycopg.errors.DiskFull,
+)  # fmt: skip
 
 
 class Runs(Protocol):
