@@ -1,6 +1,7 @@
 """A picture of a plan as SVG, laid out here: layers from the top, ways down between them, ways back along the right.
 
-Ways that pass a layer have a place of their own in it, so that no way runs behind a box. Pure; no browser, no library.
+Ways that pass a layer have a place in it, so that none runs behind a box; those that lead to one box share it. Pure; no
+browser, no library.
 """
 
 from __future__ import annotations
@@ -72,7 +73,7 @@ def _drawn(drawn: Picture) -> tuple[str, float, float]:
             one.x -= left
     right = max(one.x + one.wide / 2 for layer in layers for one in layer)
     back = sorted((way for way in drawn.ways if way.end <= way.start), key=lambda way: (way.start - way.end, way.start))
-    lines = [_down(way, [spots[way.start], *passing[way], spots[way.end]]) for way in passing]
+    lines = [_down(way, spots_of) for way, spots_of in passing.items()]
     lines += [_back(way, spots, right + LANE * (n + 1)) for n, way in enumerate(back)]
     boxes = [_box(drawn, one) for one in spots]
     named = max((len(way.label) for way in back), default=0) * SMALL
@@ -84,7 +85,7 @@ def _drawn(drawn: Picture) -> tuple[str, float, float]:
 
 
 def _layered(drawn: Picture) -> tuple[list[_Spot], dict[Way, list[_Spot]]]:
-    """Each box below all that lead down to it; and what each way down passes."""
+    """Each box below all that lead down to it; and the spots of each way down, to its end or to where it meets another."""
     down = [way for way in dict.fromkeys(drawn.ways) if way.end > way.start]
     layer = [0] * len(drawn.boxes)
     for number in range(1, len(layer)):
@@ -93,18 +94,36 @@ def _layered(drawn: Picture) -> tuple[list[_Spot], dict[Way, list[_Spot]]]:
         _Spot(layer[n], 24 + max(CHAR * len(one.name), SMALL * len(one.text)), n) for n, one in enumerate(drawn.boxes)
     ]
     passing: dict[Way, list[_Spot]] = {}
-    for way in down:
-        passing[way] = [_Spot(between, BETWEEN) for between in range(layer[way.start] + 1, layer[way.end])]
-        for upper, lower in pairwise([spots[way.start], *passing[way], spots[way.end]]):
-            upper.below.append(lower)
-            lower.above.append(upper)
+    shared: dict[tuple[int, bool, int], _Spot] = {}
+    for way in sorted(down, key=lambda way: layer[way.start]):
+        at, drawn_before = spots[way.start], False
+        passing[way] = [at]
+        for between in range(layer[way.start] + 1, layer[way.end]):
+            key = (way.end, way.broken, between)
+            drawn_before = key in shared
+            lower = shared.setdefault(key, _Spot(between, BETWEEN))
+            passing[way].append(lower)
+            _join(at, lower)
+            at = lower
+            if drawn_before:
+                break
+        if not drawn_before:
+            passing[way].append(spots[way.end])
+            _join(at, spots[way.end])
     return spots, passing
+
+
+def _join(upper: _Spot, lower: _Spot) -> None:
+    upper.below.append(lower)
+    lower.above.append(upper)
 
 
 def _ordered(spots: Sequence[_Spot], passing: dict[Way, list[_Spot]]) -> list[list[_Spot]]:
     """The layers, their spots in an order with few crossings: each near the middle of those it is joined to."""
-    everything = [*spots, *(one for row in passing.values() for one in row)]
-    layers = [[one for one in everything if one.layer == n] for n in range(1 + max(one.layer for one in spots))]
+    between = (one for row in passing.values() for one in row if one.box is None)
+    layers: list[list[_Spot]] = [[] for _ in range(1 + max(one.layer for one in spots))]
+    for one in {id(one): one for one in (*spots, *between)}.values():
+        layers[one.layer].append(one)
     for sweep in range(SWEEPS):
         at = {id(one): n for layer in layers for n, one in enumerate(layer)}
         for layer in layers if sweep % 2 == 0 else reversed(layers):
@@ -172,7 +191,7 @@ def _down(way: Way, spots: Sequence[_Spot]) -> str:
         d += f"C{upper.x:.1f} {a + GAP / 2:.1f} {lower.x:.1f} {b - GAP / 2:.1f} {lower.x:.1f} {b:.1f}"
     second = spots[1]
     where = (first.x + 2 * second.x) / 3, second.top - GAP / 3 + 4
-    return _path(way, d) + (_label(way.label, *where) if way.label else "")
+    return _path(way, d, tip=spots[-1].box is not None) + (_label(way.label, *where) if way.label else "")
 
 
 def _back(way: Way, spots: Sequence[_Spot], lane: float) -> str:
@@ -191,5 +210,6 @@ def _label(said: str, x: float, y: float) -> str:
     return under + _said("label", said, x, y)
 
 
-def _path(way: Way, d: str) -> str:
-    return f'<path class="{"broken" if way.broken else "way"}" marker-end="url(#tip)" d="{d}"/>'
+def _path(way: Way, d: str, *, tip: bool = True) -> str:
+    marker = ' marker-end="url(#tip)"' if tip else ""
+    return f'<path class="{"broken" if way.broken else "way"}"{marker} d="{d}"/>'

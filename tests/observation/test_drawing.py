@@ -111,8 +111,9 @@ def test_any_plan_is_drawn_whole_in_svg_and_no_box_lies_on_another(seed):
     assert all(float(one.get("x")) >= 0 for one in found)
 
 
-def test_a_plan_of_a_thousand_nodes_is_drawn():
-    nodes = [{"id": f"n{n}", "kind": "wait", "seconds": 1, "next": f"n{n + 1}" if n < 999 else None, "on_fail": "n0"}
+@pytest.mark.parametrize("lost", ["n0", "n999"])
+def test_a_plan_of_a_thousand_nodes_is_drawn(lost):
+    nodes = [{"id": f"n{n}", "kind": "wait", "seconds": 1, "next": f"n{n + 1}" if n < 999 else None, "on_fail": lost}
              for n in range(1000)]  # fmt: skip
     drawn = drawing.picture(BehaviorPlan.model_validate_json(json.dumps({"chain": "c", "nodes": nodes})))
     assert svg(drawn).count('class="broken"') == 1000
