@@ -142,7 +142,7 @@ class EndpointAdapter(DataAdapter):
 
     spec: Endpoint
 
-    def __post_init__(self) -> None:  # noqa: B027 - a subclass that has nothing to check has none
+    def __post_init__(self) -> None:
         self._url = UrlTemplate(self.spec.url, self.declared.arguments, self.spec.hosts)
 
     def ask(self, method: str, url: str, headers: Mapping[str, str], body: bytes = b"") -> httpx.Response:
@@ -173,7 +173,7 @@ class HttpAdapter(EndpointAdapter):
     kind = "http"
     spec: Http
 
-    def __post_init__(self) -> None:  # noqa: B027 - a subclass that has nothing to check has none
+    def __post_init__(self) -> None:
         super().__post_init__()
         if self.spec.method not in SAFE:
             self._must_say_effect(f"a {self.spec.method}")
@@ -196,7 +196,7 @@ class RpcAdapter(EndpointAdapter):
     kind = "rpc"
     spec: Rpc
 
-    def __post_init__(self) -> None:  # noqa: B027 - a subclass that has nothing to check has none
+    def __post_init__(self) -> None:
         super().__post_init__()
         self._must_say_effect("a JSON-RPC method")
         if self._url.holes:
