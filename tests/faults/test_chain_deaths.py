@@ -10,13 +10,10 @@ import pytest
 from agentmesh.testing import until
 from tests.faults.bench import HERE, Bench
 
-# whether what was done at the point is lost with the worker: then the same comes there again, and is spared
-LOST = (
-    "receive.after_claim", "prepare.after_context", "reason.before", "reason.after_answer", "tools.before_commit",
-    "callback.before", "callback.after_handler", "finish.before_commit", "call.before_effect", "call.after_effect",
-)  # fmt: skip
-KEPT = (
-    "reason.after_commit", "tools.after_commit", "tools.after_ring", "next.after_commit", "callback.after_commit",
+POINTS = (
+    "receive.after_claim", "prepare.after_context", "reason.before", "reason.after_answer", "reason.after_commit",
+    "tools.before_commit", "tools.after_commit", "tools.after_ring", "next.after_commit", "call.before_effect",
+    "call.after_effect", "callback.before", "callback.after_handler", "callback.after_commit", "finish.before_commit",
     "finish.after_commit",
 )  # fmt: skip
 QUICK = {"tools.before_commit": 1, "finish.after_commit": 2}
@@ -62,7 +59,7 @@ def accompany(bench: Bench, trace: Any) -> bool:
 
 def every() -> list[Any]:
     quick = [pytest.param(point, deaths) for point, deaths in QUICK.items()]
-    return quick + [pytest.param(point, 100, marks=pytest.mark.faults) for point in LOST + KEPT]
+    return quick + [pytest.param(point, 100, marks=pytest.mark.faults) for point in POINTS]
 
 
 @pytest.mark.timeout(900)
@@ -73,7 +70,7 @@ def test_a_chain_of_all_kinds_ends_as_ever_wherever_its_worker_is_killed(
     bench: Bench = make_bench("embedded")
     all_kinds(bench)
     bench.worker("tools", pool="threads", wait=False)
-    bench.run([str(HERE / "run_phoenix.py"), point, "every" if point in KEPT else "other", str(deaths)], "phoenix")
+    bench.run([str(HERE / "run_phoenix.py"), point, str(deaths)], "phoenix")
     until(lambda: bench.rows("SELECT 1 FROM mesh.agents WHERE id = %s", bench.agent("chain")), what="the agent")
     trace = bench.dispatch("chain", {"n": 5})
     bench.mesh.people.signal(trace.id, "go", by="ann", key="once")
