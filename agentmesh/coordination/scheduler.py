@@ -48,6 +48,9 @@ class Scheduler:
         """A trace of this lane has ended: its place goes to the next lane in turn. Raises nothing."""
         given: Lane | None = lane
         try:
+            if not admission.has_total(self._db, lane):
+                self._admit(lane)  # nobody else could use its place
+                return
             while given is not None:
                 turn = _in_turn(admission.waiting_beside(self._db, given, batch=BESIDE))
                 given = next((one for one in turn if self._admit(one)), None)

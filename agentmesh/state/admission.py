@@ -63,13 +63,14 @@ INSERT INTO mesh.lanes AS n (tenant_id, agent, key) SELECT %(tenant)s, %(agent)s
 ON CONFLICT (tenant_id, agent, key) DO UPDATE SET looked_at = mesh.mesh_now()
 """
 
-# In a statement after LOCK: what others have admitted to the lane since is seen.
+# In a statement after LOCK: what others have admitted to the lane since is seen. The room is looked at once, not once for
+# each trace that waits, and by parameters, so that no plan reads the table.
+_ROOM = ROOM.replace("l.tenant_id", "%(tenant)s").replace("l.agent", "%(agent)s").replace("l.lane", "%(lane)s")
 ADMIT = f"""
-WITH l AS (SELECT %(tenant)s AS tenant_id, %(agent)s AS agent, %(lane)s AS lane),
- a AS (SELECT g.spec->'limits' AS limits FROM mesh.agents g WHERE g.tenant_id = %(tenant)s AND g.id = %(agent)s),
- n AS (SELECT t.id FROM mesh.traces t, l, a WHERE {DUE} AND t.tenant_id = l.tenant_id AND t.agent = l.agent AND t.lane = l.lane
-    AND {ROOM}
-   ORDER BY t.priority DESC, t.id LIMIT 1)
+WITH a AS (SELECT g.spec->'limits' AS limits FROM mesh.agents g WHERE g.tenant_id = %(tenant)s AND g.id = %(agent)s),
+ r AS MATERIALIZED (SELECT 1 AS one FROM a WHERE {_ROOM}),
+ n AS (SELECT t.id FROM mesh.traces t WHERE EXISTS (SELECT one FROM r) AND {DUE} AND t.tenant_id = %(tenant)s
+    AND t.agent = %(agent)s AND t.lane = %(lane)s ORDER BY t.priority DESC, t.id LIMIT 1)
 UPDATE mesh.traces t SET status = 'queued', waits_for = NULL, admitted_at = mesh.mesh_now(), rung_at = mesh.mesh_now()
  FROM n WHERE t.id = n.id AND t.tenant_id = %(tenant)s AND t.paused_at IS NULL AND {HELD}
 RETURNING t.id, t.epoch, t.queue, t.agent, t.priority
@@ -128,6 +129,12 @@ def admit(db: Database, lane: Lane) -> Ring | None:
             raise psycopg.Rollback
         return Ring("trace", row["id"], row["epoch"], row["queue"], f"agent.{row['agent']}", row["id"], row["priority"])
     return None
+
+
+def has_total(db: Database, lane: Lane) -> bool:
+    """Whether the lanes of this agent share their places."""
+    sql = "SELECT 1 FROM mesh.agents WHERE tenant_id = %(tenant)s AND id = %(agent)s AND spec->'limits' ? 'total'"
+    return bool(db.once(sql, {"tenant": lane.tenant_id, "agent": lane.agent}))
 
 
 def in_a_place(db: Database, *, tenant: str, trace_id: UUID) -> bool:
