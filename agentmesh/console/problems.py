@@ -16,6 +16,7 @@ from pydantic import ValidationError
 from starlette.responses import Response
 
 from agentmesh.errors import (
+    BadJson,
     BadRequest,
     BadResult,
     CallEnded,
@@ -54,6 +55,8 @@ def status_of(error: MeshError) -> int:
     """The status of an error; 500 for what is ours to fix."""
     if isinstance(error, BadRequest):
         return error.status
+    if isinstance(error, BadJson):
+        return 400  # no schema can say what strict JSON refuses
     if type(error) in STATUS:
         return STATUS[type(error)]
     return BY_EXIT_CODE.get(error.exit_code, 500)
