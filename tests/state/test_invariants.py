@@ -166,7 +166,10 @@ def test_s22_a_context_of_the_same_name_in_another_tenant_is_another_context(lab
         return {"answer": dict(session.memory)}
 
     spec = define_agent("puppet", reasoner=look, tenants=["acme"])
-    mesh, bells = hand_mesh(database_url, root=tmp_path, flags={"mesh.tenant": "acme"}, agents={"puppet": spec})
+    (tmp_path / "acme").mkdir()  # with a key of their own
+    mesh, bells = hand_mesh(
+        database_url, root=tmp_path / "acme", flags={"mesh.tenant": "acme"}, agents={"puppet": spec}
+    )
     try:
         lab.start({"answer": "ours"}, context_id="shared")
         lab.drain()
