@@ -25,6 +25,7 @@ SELECT (SELECT count(*) FROM mesh.traces WHERE worker_id IS NOT NULL OR status <
   (SELECT count(*) FROM mesh.attempts WHERE ended_at IS NULL) AS attempts,
   (SELECT count(*) FROM mesh.steps WHERE status = 'waiting' AND rings > 0) AS rings
 """
+LOOKED = "SELECT 1 FROM mesh.leaders WHERE until > mesh.mesh_now()"
 STRANGERS = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
 
 
@@ -52,8 +53,7 @@ def test_traces_that_wait_a_week_hold_no_worker_no_connection_and_no_message(mak
 
     for day in range(1, 8):
         testing.shift(bench.database_url, day * DAY_S)
-        looked = "SELECT 1 FROM mesh.leaders WHERE until > mesh.mesh_now()"
-        until(lambda: bench.rows(looked), within=20, what=f"a rescuer's look on day {day}")
+        until(lambda: bench.rows(LOOKED), within=20, what=f"a rescuer's look on day {day}")
         until(at_rest, within=10, what=f"rest on day {day}")
     worker.signal(signal.SIGTERM)
     worker.wait(40)
