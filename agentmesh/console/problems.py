@@ -55,7 +55,7 @@ def status_of(error: MeshError) -> int:
     """The status of an error; 500 for what is ours to fix."""
     if isinstance(error, BadRequest):
         return error.status
-    if isinstance(error, BadJson):
+    if isinstance(error, BadJson) and not isinstance(error, PayloadTooLarge):
         return 400  # no schema can say what strict JSON refuses
     if type(error) in STATUS:
         return STATUS[type(error)]

@@ -257,7 +257,7 @@ def test_a_mesh_whose_work_has_no_worker_is_red_and_says_the_cure(mesh_cli: Cli,
     assert ran.code == 1
     assert checks(ran) == {
         "settings": True, "database": True, "broker": True, "key": True, "agents": False, "tools": False,
-        "workers": True, "waiting": True, "webhooks": True,
+        "workers": True, "waiting": True, "webhooks": True, "gateway": True,
     }  # fmt: skip
     assert "agentmesh worker agents" in {one["cure"] for one in ran.json["checks"]}
 

@@ -256,10 +256,9 @@ def test_a_steps_back_off_is_its_calls(run):
     assert (call["backoff_s"], call["backoff_cap_s"]) == (7, 8)
 
 
-def test_what_a_callback_remembers_is_there_for_the_next_node(run):
-    HANDLERS["keep"] = lambda result, _session: {"memory": [{"key": "sum", "value": result}]}
+def test_what_a_callback_remembers_is_there_for_the_next_node(run, monkeypatch):
+    monkeypatch.setitem(HANDLERS, "keep", lambda result, _session: {"memory": [{"key": "sum", "value": result}]})
     _, trace = run({"tools": ["fast"]}, {"callback": "keep"}, {"finish": {"=": "memory['long_term:sum']"}})
-    HANDLERS.clear()
     assert result(trace) == 1
 
 

@@ -350,6 +350,8 @@ class Away:
     def once(self, *_):
         raise psycopg.OperationalError("away")
 
+    read = once
+
 
 @pytest.fixture
 def big(make_lab, tools):

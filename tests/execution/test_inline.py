@@ -103,6 +103,8 @@ def test_our_own_database_that_is_away_is_no_failure_of_an_inline_call(make_lab,
         def once(self, *_):
             raise psycopg.OperationalError("away")
 
+        read = once
+
     @register_tool("large", registry=tools, inline=True, attempts=1)
     def large() -> str:
         lab.mesh.blobs._db = Away()

@@ -106,6 +106,8 @@ def test_our_own_database_that_is_away_is_no_failure_of_the_tool(make_lab, tools
             lab.mesh.runner._blobs._db = lab.mesh.db
             raise psycopg.OperationalError("away")
 
+        read = once
+
     lab = make_lab()
     lab.mesh.blobs._inline = 0  # so that the result has to be put aside
     trace = lab.open("works")
