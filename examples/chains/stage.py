@@ -22,7 +22,7 @@ class Stage:
 
     def __init__(self, url: str, home: Path) -> None:
         self._url, self._home, self._late_s = url, home, 0.0
-        self._tools, self._others = ToolRegistry(), []
+        self._tools, self._others, self._callbacks = ToolRegistry(), [], dict(HANDLERS)
         self.tool = partial(register_tool, registry=self._tools)
 
     def agent(self, name: str, reasoner: Any) -> None:
@@ -89,5 +89,6 @@ class Stage:
 
     def close(self) -> None:
         HANDLERS.clear()
+        HANDLERS.update(self._callbacks)  # an example's own callbacks go with it
         if "mesh" in self.__dict__:
             self.mesh.close()

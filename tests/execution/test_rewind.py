@@ -14,10 +14,8 @@ from agentmesh.state import rewind, signals
 @pytest.fixture(autouse=True)
 def handlers():
     known = dict(HANDLERS)
-    before = dict(HANDLERS)
     yield HANDLERS
     HANDLERS.clear()
-    HANDLERS.update(before)
     HANDLERS.update(known)
 
 
