@@ -410,6 +410,13 @@ class NotRetryable(MeshError):
     next = "agentmesh trace show"
 
 
+class NotResolvable(MeshError):
+    code = "E_NOT_RESOLVABLE"
+    exit_code = 4
+    expected = "a failed call of effect 'once', at which its trace has failed"
+    next = "agentmesh trace show"
+
+
 class EnvelopeRefused(MeshError):
     """An envelope that is not believed. `reason` is for counters and audit; the message never tells which."""
 

@@ -110,6 +110,8 @@ def _call(call: Row, attempts: Sequence[Row]) -> Node:
     made = Node(call["status"], f"{name} · {span(worked)}{tries}{said}")
     if call["error"] and len(attempts) <= 1:
         made.text += f" · {_error(call['error'])}"
+    if (call["effect"], call["status"]) == ("once", "failed"):
+        made.below.append(Node("waiting", f"agentmesh resolve {call['id']} --done JSON | --failed | --again"))
     if len(attempts) > 1 or any(one["progress"] for one in attempts if one["outcome"] is None):
         made.below += [_attempt(one) for one in attempts]
     return made

@@ -65,6 +65,7 @@ for verb in (
     steer.retry,
     steer.rewind,
     steer.fork,
+    call.resolve,
     people.signal,
     decisions.feedback,
     people.approvals,

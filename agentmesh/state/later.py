@@ -24,9 +24,9 @@ UPDATE mesh.calls SET worker_id = NULL, child = NULL, deadline = mesh.mesh_now()
    AND (worker_id = %(worker)s OR worker_id IS NULL)
 """
 
-FIND = (
-    "SELECT id, tenant_id, trace_id, epoch, worker_id, status, tool, kind, result FROM mesh.calls WHERE id = %(call)s"
-)
+FIND = """
+SELECT id, tenant_id, trace_id, step_id, epoch, worker_id, status, tool, kind, result FROM mesh.calls WHERE id = %(call)s
+"""
 
 
 def wait(db: Database, claimed: Claimed, *, within_s: float) -> bool:
