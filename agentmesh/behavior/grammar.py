@@ -190,13 +190,13 @@ class _Parser:
                 return self.node("has", token.at, *arguments)
             return self.call(token, arguments)
         if token.text not in self.bound and self.variables is not None and token.text not in self.variables:
-            self.fail(_among(token.text, self.variables), token, "names something unknown")
+            self.fail(nearest(token.text, self.variables), token, "names something unknown")
         return self.node("name", token.at, name=token.text)
 
     def call(self, name: Token, arguments: list[Node]) -> Node:
         wanted = FUNCTIONS.get(name.text)
         if wanted is None:
-            self.fail(_among(name.text, [*FUNCTIONS, "has", *MACROS]), name, "calls something unknown")
+            self.fail(nearest(name.text, [*FUNCTIONS, "has", *MACROS]), name, "calls something unknown")
         if len(arguments) != wanted:
             self.fail(f"{wanted} value(s) for {name.text}", name)
         if name.text == "matches":
@@ -247,10 +247,11 @@ class _Parser:
         return self.node("map", opening.at, *found)
 
 
-def _among(word: str, known: Iterable[str]) -> str:
+def nearest(word: str, known: Iterable[str]) -> str:
+    """What was expected instead of a word: one of these, and perhaps the one that was meant."""
     names = list(known)
     near = difflib.get_close_matches(word, names, n=1, cutoff=0.6)
-    return f"one of {', '.join(names)}" + (f" · did you mean {near[0]}?" if near else "")
+    return f"one of {', '.join(names) or 'none'}" + (f" · did you mean {near[0]}?" if near else "")
 
 
 def spell(node: Node) -> str:

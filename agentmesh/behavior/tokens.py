@@ -42,10 +42,8 @@ class Lexer:
 
     def fail(self, expected: str, at: int, value: str, what: str = "cannot be read") -> NoReturn:
         """Raise BadRule for what stands at `at`."""
-        line = self.text.count("\n", 0, at) + 1
-        column = at - self.text.rfind("\n", 0, at)
         raise BadRule(
-            f"{self.source}: the expression {what} at {line}:{column}",
+            f"{self.source}: the expression {what} at {position(self.text, at)}",
             value=value or "the end",
             expected=expected,
         )
@@ -96,6 +94,11 @@ class Lexer:
             out += [inner[at:slash], _SHORT.get(short, short) if short else chr(code)]
             at = found.end()
         return "".join([*out, inner[at:]])
+
+
+def position(text: str, at: int) -> str:
+    """line:column of a place in a text."""
+    return f"{text.count(chr(10), 0, at) + 1}:{at - text.rfind(chr(10), 0, at)}"
 
 
 def quoted(text: str) -> str:

@@ -4,6 +4,7 @@ changed, and who follows it."""
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -15,6 +16,7 @@ from agentmesh.cli.session import Json, opened, settings_of
 
 if TYPE_CHECKING:
     from agentmesh.execution.plan import BehaviorPlan
+    from agentmesh.execution.schemas import Signature
 
 app = typer.Typer(name="chains", help="Behaviour chains: lint, show, diff, migrate.", no_args_is_help=True)
 Chain = Annotated[str, typer.Argument(metavar="CHAIN", help="A file, the name of a chain here, or a plan's hash.")]
@@ -23,7 +25,10 @@ Files = Annotated[list[Path], typer.Argument(metavar="FILE...", help="Chain file
 
 @app.command()
 def lint(ctx: typer.Context, files: Files, as_json: Json = False) -> None:
-    """Every mistake, with its line and column; exit code 1 where there is one. Chains may hold one another."""
+    """Every mistake, with its line and column; exit code 1 where there is one. Chains may hold one another.
+
+    What the tools of the settings take and return is checked too, where their code can be loaded.
+    """
     from agentmesh.errors import BadChain
     from agentmesh.execution import chain
     from agentmesh.infrastructure import yamlfiles
@@ -39,10 +44,9 @@ def lint(ctx: typer.Context, files: Files, as_json: Json = False) -> None:
         else:
             if isinstance(text.data, dict) and isinstance(text.data.get("chain"), str):
                 known[text.data["chain"]] = text
+    whole = chain.Known(chains=known, signature=_signature(ctx))
     found = [
-        (file, None, [refused[file]]) if file in refused
-        else (file, *chain.lint(texts[file], chain.Known(chains=known)))
-        for file in files
+        (file, None, [refused[file]]) if file in refused else (file, *chain.lint(texts[file], whole)) for file in files
     ]  # fmt: skip
     if as_json:
         document("chains.lint", files=[
@@ -55,11 +59,25 @@ def lint(ctx: typer.Context, files: Files, as_json: Json = False) -> None:
         for file, plan, problems in found:
             for one in problems:
                 value = "" if one.value is None else f" (got {one.value})"
-                say(f"{one.where}: {one.what}{value}" + (f"\n    expected  {one.expected}" if one.expected else ""))
+                say(f"{one.where}: {one.what}{value}")
+                if one.expected:
+                    say(f"    expected  {one.expected}")
             if plan is not None and not problems:
                 say(f"{file}: chain {plan.chain}, {len(plan.nodes)} nodes, {plan.hash[:12]}")
     if any(problems for _, _, problems in found):
         raise typer.Exit(1)
+
+
+def _signature(ctx: typer.Context) -> Callable[[str], Signature | None]:
+    """What the tools of the settings take and return; where their code cannot be loaded, they are unknown."""
+    from agentmesh.wiring import build
+
+    mesh = build(settings_of(ctx))
+    try:
+        mesh.load_code()
+    except Exception as exc:  # noqa: BLE001 - a chain can be read without the code of its tools, whatever is wrong there
+        say(f"what tools take and return is not checked, for their code cannot be loaded: {type(exc).__name__}: {exc}")
+    return mesh.tools.signature
 
 
 @app.command()

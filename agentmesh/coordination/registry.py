@@ -51,7 +51,7 @@ class AgentRegistry:
         return hosted
 
     def _plan(self, spec: AgentSpec, reasoners: Collection[str]) -> BehaviorPlan:
-        known = Known(tools=spec.tools, reasoners=reasoners, chains=self._chains)
+        known = Known(tools=spec.tools, reasoners=reasoners, chains=self._chains, signature=self._tools.signature)
         if spec.chain is None:
             return default_plan()
         if spec.own_chain is not None:

@@ -14,6 +14,7 @@ from agentmesh.behavior.templates import fill, holds
 from agentmesh.errors import BadRule, MeshError
 from agentmesh.execution import plan as plans
 from agentmesh.execution.plan import BehaviorPlan
+from agentmesh.execution.schemas import misfit
 from agentmesh.records import Action, Failure, Json, Policy, Require, ToolUse, Verdict
 
 MAX_WAIT_S = 366 * 86_400
@@ -220,6 +221,10 @@ def advance(plan: BehaviorPlan, state: State) -> Decision:
 def _begun(plan: BehaviorPlan, state: State, node: str | None) -> Decision:
     if node == plans.COMPENSATE:
         return Undo()
+    if node is None and plan.input is not None and (wrong := misfit(plan.input, state.variables.get("payload"))):
+        return Fail(
+            Failure("E_PAYLOAD", f"the payload does not fit the input of {plan.chain}: {wrong}", permanent=True)
+        )
     if plan.branches:
         return _Branches(plan, state).after(None) if node is None else _Branches(plan, state).begin(node)
     return _Walk(plan, state).to(node or plan.first.id)

@@ -12,16 +12,22 @@ from typing import Any
 from agentmesh.execution import chain as chains
 from agentmesh.execution.chain import Known
 from agentmesh.execution.plan import BehaviorPlan
+from agentmesh.execution.tools import TOOLS
 from agentmesh.records import Json, Require, Strategy
 
 Step = dict[str, Json]
 
 
 def chain(name: str, *steps: Step, on_fail: str | None = None, policy: Mapping[str, Json] | None = None,
-          known: Known | None = None) -> BehaviorPlan:  # fmt: skip
-    """The plan of these steps. Raises BadChain with every mistake."""
-    given = {"chain": name, "steps": list(steps), "on_fail": on_fail, "policy": dict(policy) if policy else None}
-    return chains.from_values({key: value for key, value in given.items() if value is not None}, known)
+          input: Mapping[str, Json] | None = None, known: Known | None = None) -> BehaviorPlan:  # fmt: skip # noqa: A002
+    """The plan of these steps; `input` is the JSON Schema of its payload. Raises BadChain with every mistake.
+
+    Without `known`, what is handed to the tools registered in this process, and what they return, is checked.
+    """
+    given = {"chain": name, "steps": list(steps), "on_fail": on_fail, "policy": dict(policy) if policy else None,
+             "input": dict(input) if input else None}  # fmt: skip
+    said = {key: value for key, value in given.items() if value is not None}
+    return chains.from_values(said, known or Known(signature=TOOLS.signature))
 
 
 def cel(text: str) -> dict[str, str]:

@@ -22,6 +22,7 @@ from agentmesh.errors import BadChain
 from agentmesh.execution import plan as plans
 from agentmesh.execution.chainparts import COMMON, KINDS, STEPS, UNNAMED, Known, Path, Problem, Step, one_of
 from agentmesh.execution.chainsteps import Steps, resolved
+from agentmesh.execution.chaintypes import ChainTypes
 from agentmesh.execution.plan import BehaviorPlan
 from agentmesh.infrastructure import jsontext, yamlfiles
 from agentmesh.infrastructure.yamltext import YamlText
@@ -83,7 +84,7 @@ class _Reader(Steps):
         data = self.text.data
         if not isinstance(data, dict):
             return self.wrong((), "a chain is not an object", data, "chain: name, steps: […]")
-        self._keys((), data, ("chain", "steps", "policy", "on_fail", "description"), "a chain")
+        self._keys((), data, ("chain", "steps", "input", "policy", "on_fail", "description"), "a chain")
         name, steps = data.get("chain"), data.get("steps")
         if not isinstance(name, str) or not NAME.match(name):
             self.wrong(("chain",), "a chain has no proper name", name, "chain: lower_case_name")
@@ -91,13 +92,24 @@ class _Reader(Steps):
             return self.wrong(("steps",), "a chain has no steps", steps, "steps: a list of at least one step")
         read = self._steps(steps, ("steps",))
         policy = self._policy(("policy",), data.get("policy"))
+        if "input" in data:
+            self._schema(("input",), data["input"])
         nodes = self._beside(self._nodes(read), read) if any("needs" in one.raw for one in read) else self._nodes(read)
         on_fail = self._target(("on_fail",), data["on_fail"], read) if "on_fail" in data else None
         if self.problems or not nodes:
             return None
-        plan = BehaviorPlan(chain=str(name), nodes=tuple(nodes), policy=policy, chains=self._chains, on_fail=on_fail)
+        plan = BehaviorPlan(chain=str(name), nodes=tuple(nodes), policy=policy, chains=self._chains, on_fail=on_fail,
+                            input=data.get("input"))  # fmt: skip
         (self._order if plan.branches else self._ways)(plan, {one.id: one for one in read})
+        if not self.problems:
+            self._types(plan)
         return plan
+
+    def _types(self, plan: BehaviorPlan) -> None:
+        """Nothing names, compares or hands over what can never be there."""
+        found = ChainTypes(plan, self.known.signature).mistakes(self._written, self._used)
+        for path, what, value, expected in sorted(found, key=lambda one: self.text.place(*one[0])):
+            self.wrong(path, what, value, expected)
 
     def _steps(self, raw: list[Json], path: Path) -> list[Step]:
         found: list[Step] = []

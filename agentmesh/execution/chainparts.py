@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import TypeAdapter, ValidationError
 
-from agentmesh.behavior.templates import EACH, compiled, expressions
+from agentmesh.behavior.templates import EACH, compiled
 from agentmesh.errors import BadRule
 from agentmesh.execution import plan as plans
+from agentmesh.execution.chaintypes import Used, Written
 from agentmesh.execution.plan import BehaviorPlan
+from agentmesh.execution.schemas import Signature
 from agentmesh.infrastructure import jsontext
 from agentmesh.infrastructure.settings import Seconds
 from agentmesh.infrastructure.yamltext import YamlText
@@ -63,12 +65,16 @@ class Problem:
 
 @dataclass(frozen=True, slots=True)
 class Known:
-    """The names a chain may use. None: they are not known here, and not checked."""
+    """The names a chain may use. None: they are not known here, and not checked.
+
+    `signature` tells the schemas of a tool's arguments and result, None of a tool that it does not know.
+    """
 
     tools: Collection[str] | None = None
     reasoners: Collection[str] | None = None
     callbacks: Collection[str] | None = None
     chains: Mapping[str, YamlText] | None = None
+    signature: Callable[[str], Signature | None] = lambda _: None
 
 
 @dataclass(slots=True)
@@ -92,6 +98,9 @@ class Parts:
         self._taken: dict[str, Path] = {}
         self._named: list[tuple[Path, str]] = []
         self._needed: list[tuple[Path, str]] = []
+        self._written: list[Written] = []
+        self._used: list[Used] = []
+        self._here = ""  # the step that is being read
 
     # --- parts of steps
 
@@ -155,7 +164,7 @@ class Parts:
         return tuple(str(one) for one in listed)
 
     def _condition(self, path: Path, text: Json) -> str:
-        found = self._expression(path, text)
+        found = self._expression(path, text, role="condition")
         if isinstance(text, str) and len(self.problems) == 0:
             tree = compiled(text, self.text.where(*path)).tree
             kind = tree.value if tree.kind == "chain" else None
@@ -169,7 +178,9 @@ class Parts:
                 )
         return found
 
-    def _expression(self, path: Path, text: Json, *, each: bool = False) -> str:
+    def _expression(
+        self, path: Path, text: Json, *, each: bool = False, role: Literal["value", "condition", "items"] = "value"
+    ) -> str:
         if isinstance(text, bool):
             return "true" if text else "false"
         if not isinstance(text, str):
@@ -182,11 +193,19 @@ class Parts:
             return text
         if not each and (odd := sorted({one[0] for one in tree} & set(EACH))):
             self.wrong(path, f"{odd[0]} means something only in the args of a for_each", text)
+        self._written.append(Written(path, self._here, text, role, each))
         return text
 
     def _template(self, path: Path, value: Json, *, each: bool = False) -> None:
-        for text in expressions(value):
-            self._expression(path, text, each=each)
+        if isinstance(value, Mapping):
+            if set(value) == {"="}:
+                self._expression((*path, "="), value["="], each=each)
+                return
+            for key, one in value.items():
+                self._template((*path, key), one, each=each)
+        elif isinstance(value, list | tuple):
+            for number, one in enumerate(value):
+                self._template((*path, number), one, each=each)
 
     def _duration(self, path: Path, value: Json) -> float:
         try:

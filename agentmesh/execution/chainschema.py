@@ -92,7 +92,8 @@ def chain_schema() -> dict[str, Json]:
         for head, keys in KINDS.items()
     ]
     whole = _object(
-        {"chain": NAMED, "description": TEXT, "policy": {"$ref": "#/$defs/policy"}, "on_fail": TARGET, "steps": STEPS},
+        {"chain": NAMED, "description": TEXT, "input": KEYS["schema"], "policy": {"$ref": "#/$defs/policy"}, "on_fail": TARGET,
+         "steps": STEPS},
         "chain", "steps",
     )  # fmt: skip
     return {

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from itertools import chain
 from typing import Any
 
 from pydantic import ValidationError
 
 from agentmesh.behavior.reasoners import parse_action
-from agentmesh.behavior.templates import prepared
-from agentmesh.errors import BadAction, BadRule
+from agentmesh.errors import BadAction
 from agentmesh.execution import plan as plans
 from agentmesh.execution.chainparts import STEPS, Parts, Path, Step, given
+from agentmesh.execution.chaintypes import Used
 from agentmesh.execution.plan import BehaviorPlan, Place
 from agentmesh.infrastructure.yamltext import YamlText
 from agentmesh.records import Json, ToolUse
@@ -35,6 +36,7 @@ class Steps(Parts, ABC):
 
     def _node(self, step: Step, before: list[Step], following: str | None) -> Any:
         raw, path = step.raw, step.path
+        self._here = step.id
         fields: dict[str, Any] = {"id": step.id, "next": following}
         if "needs" in raw:
             fields["needs"] = self._needs((*path, "needs"), raw["needs"])
@@ -74,29 +76,27 @@ class Steps(Parts, ABC):
         if raw.get("race"):
             said |= {"strategy": raw.get("strategy", "parallel"), "require": "any"}
         try:
-            prepared(raw["tools"], lambda *_: self.text.where(*path))
             action = parse_action(said)
-        except BadRule as exc:
-            return self.wrong(path, exc.what, exc.value, exc.expected)
         except BadAction as exc:
             return self.wrong(path, exc.what, exc.value, exc.expected)
-        for slot in action.slots:
-            for use in slot:
-                self._name(path, use.tool, "a tool", self.known.tools)
-                self._template(path, use.args)
+        self._template(path, raw["tools"])
+        for place, use in zip(_places(path, raw["tools"]), chain.from_iterable(action.slots), strict=True):
+            self._name(path, use.tool, "a tool", self.known.tools)
+            self._used.append(Used((*place, "args"), step.id, use))
         return plans.Tools(**fields, kind="tools", slots=action.slots, strategy=action.strategy, require=action.require)
 
     def _for_each(self, step: Step, fields: dict[str, Any], _before: list[Step]) -> Any:
         raw, path = step.raw, step.path
-        items = self._expression((*path, "for_each"), raw["for_each"])
+        items = self._expression((*path, "for_each"), raw["for_each"], role="items")
         if self._name((*path, "tool"), raw.get("tool"), "a tool", self.known.tools):
             return None
         args = raw.get("args") or {}
         self._template((*path, "args"), args, each=True)
         if not isinstance(args, dict):
             return self.wrong((*path, "args"), "the args of a tool are not an object", args)
-        more = {key: raw[key] for key in ("limit", "require") if key in raw}
-        return plans.ForEach(**fields, kind="for_each", items=items, use=ToolUse(tool=raw["tool"], args=args), **more)
+        use = ToolUse(tool=raw["tool"], args=args)
+        self._used.append(Used((*path, "args"), step.id, use, each=True))
+        return plans.ForEach(**fields, kind="for_each", items=items, use=use, **given(raw, "limit", "require"))
 
     def _set(self, step: Step, fields: dict[str, Any], _before: list[Step]) -> Any:
         values, path = step.raw["set"], (*step.path, "set")
@@ -257,6 +257,15 @@ class Steps(Parts, ABC):
     def _fail(self, step: Step, fields: dict[str, Any], _before: list[Step]) -> Place:
         self._template((*step.path, "fail"), step.raw["fail"])
         return plans.Give(**fields, kind="fail", message=step.raw["fail"], **given(step.raw, "code"))
+
+
+def _places(path: Path, tools: list[Json]) -> Iterator[Path]:
+    """Where each tool of a list stands; lists among them are slots."""
+    for number, one in enumerate(tools):
+        if isinstance(one, list):
+            yield from ((*path, number, candidate) for candidate in range(len(one)))
+        else:
+            yield (*path, number)
 
 
 def resolved(target: str, following: str | None) -> str | None:

@@ -201,7 +201,8 @@ MOVES = (Assign, Jump, Switch, Finish, Give)
 class BehaviorPlan(Record):
     """Nodes by which a trace moves; the first one starts it. Data: pinned, hashed, compared.
 
-    `chains` are the plans that its child traces follow. `on_fail` is where a step goes that says nothing itself.
+    `chains` are the plans that its child traces follow. `on_fail` is where a step goes that says nothing itself. `input`
+    is the JSON Schema of the payload that a trace begins with (None: any).
     """
 
     chain: Name
@@ -209,6 +210,7 @@ class BehaviorPlan(Record):
     chains: dict[Name, BehaviorPlan] = Field(default_factory=dict)
     policy: PolicyPatch = PolicyPatch()
     on_fail: Name | None = None
+    input: dict[str, Json] | None = None
 
     @property
     def first(self) -> Any:
@@ -238,7 +240,7 @@ class BehaviorPlan(Record):
     @property
     def opening(self) -> tuple[str, str]:
         """Node and kind of the step that a trace begins with."""
-        if isinstance(self.first, Reason) and not self.first.when and not self.branches:
+        if isinstance(self.first, Reason) and not self.first.when and not self.branches and self.input is None:
             return self.first.id, "reason"
         return START, START
 
@@ -246,7 +248,9 @@ class BehaviorPlan(Record):
     def reads(self) -> frozenset[str]:
         """The names that its expressions begin with."""
         texts = {text for one in self.nodes for text in texts_of(one)}
-        return frozenset(name for text in texts for name in names_of(text))
+        return frozenset(name for text in texts for name in names_of(text)) | (
+            {"payload"} if self.input else frozenset()
+        )
 
     def all(self) -> Iterator[BehaviorPlan]:
         """This plan, and those that its child traces follow, all the way down."""

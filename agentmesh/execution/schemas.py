@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import jsonschema_rs
 from pydantic import BaseModel, TypeAdapter, ValidationError
@@ -29,6 +29,13 @@ class Result(Protocol):
         """`value` as JSON. Raises BadResult."""
 
     def schema(self) -> Json: ...
+
+
+class Signature(NamedTuple):
+    """The JSON Schemas of what a tool takes, and of what it returns (None: anything)."""
+
+    arguments: Json
+    returns: Json
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,3 +124,13 @@ def line(exc: Exception) -> str:
             return exc.message
         case _:
             return str(exc)
+
+
+def misfit(schema: dict[str, Any], value: Json) -> str | None:
+    """What of a value a JSON Schema does not allow, and where; None when it fits. No schema is fetched from anywhere."""
+    validator = jsonschema_rs.validator_for(schema, pattern_options=jsonschema_rs.RegexOptions(), offline=True)
+    error = next(iter(validator.iter_errors(value)), None)
+    if error is None:
+        return None
+    where = ".".join(str(part) for part in error.instance_path)
+    return f"{where}: {error.message}" if where else str(error.message)

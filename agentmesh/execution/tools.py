@@ -21,7 +21,7 @@ from pydantic import ConfigDict, TypeAdapter, create_model
 from pydantic.errors import PydanticUserError
 
 from agentmesh.errors import BadArguments, BadTool, Permanent, UnknownTool
-from agentmesh.execution.schemas import Arguments, Hinted, Result, Returned, line
+from agentmesh.execution.schemas import Arguments, Hinted, Result, Returned, Signature, line
 from agentmesh.records import Backoff, Effect, Json, Later, check_name, check_permissions, tool_queue
 
 TX_LIMIT_S = 5.0
@@ -169,6 +169,11 @@ class ToolRegistry:
         if tool is None:
             raise unknown_tool(name, self._tools)
         return tool
+
+    def signature(self, name: str) -> Signature | None:
+        """What a tool takes and returns; None of one that is not here."""
+        tool = self._tools.get(name)
+        return None if tool is None else Signature(tool.arguments.schema(), tool.returns.schema())
 
     def __contains__(self, name: str) -> bool:
         return name in self._tools

@@ -40,10 +40,14 @@ class YamlText:
 
     def where(self, *path: str | int) -> str:
         """`source:line:column` of the value at `path`, or of the nearest value above it."""
+        line, column = self.place(*path)
+        return f"{self.source}:{line}:{column}"
+
+    def place(self, *path: str | int) -> tuple[int, int]:
+        """Line and column of the value at `path`, or of the nearest value above it."""
         while path and path not in self.marks:
             path = path[:-1]
-        line, column = self.marks.get(path, (1, 1))
-        return f"{self.source}:{line}:{column}"
+        return self.marks.get(path, (1, 1))
 
 
 def load(text: str | bytes, *, source: str, error: type[MeshError] = BadYaml) -> YamlText:

@@ -11,6 +11,7 @@ from xml.etree import ElementTree
 import pytest
 
 from agentmesh import define_agent
+from agentmesh.execution.tools import TOOLS
 
 Cli = Callable[..., Any]
 OLD = "chain: order\nsteps:\n  - {tools: [work], id: ship}\n"
@@ -70,3 +71,33 @@ def test_the_plan_a_trace_is_pinned_to_is_found_by_its_hash(
 
 def test_the_schema_of_chains_is_json(cli: Cli) -> None:
     assert json.loads(cli("schema", "chain").out)["required"] == ["chain", "steps"]
+
+
+STOCK = """
+tool: lint_stock
+arguments: {item: {type: string}}
+result: {type: object, properties: {count: {type: integer}}}
+http: {url: 'https://stock.example/{item}'}
+"""
+
+
+def test_lint_holds_a_chain_to_the_tools_of_the_settings(cli: Cli, files: Path) -> None:
+    (files / "config/tools").mkdir()
+    (files / "config/tools/stock.yaml").write_text(STOCK)
+    (files / "ask.yaml").write_text(
+        "chain: ask\nsteps:\n  - {tools: [{tool: lint_stock, args: {item: 5}}]}\n  - {finish: {=: result.cuont}}\n"
+    )
+    try:
+        ran, said = cli("chains", "lint", "ask.yaml", "--json"), cli("chains", "lint", "ask.yaml").err
+    finally:
+        TOOLS.unregister("lint_stock")
+    assert (ran.code, [one["where"] for one in ran.json["files"][0]["problems"]]) == (
+        1, ["ask.yaml:3:46", "ask.yaml:4:18"],
+    )  # fmt: skip
+    assert said.splitlines()[-1] == "    expected  one of count · did you mean count?"
+
+
+def test_lint_reads_chains_without_tools_that_cannot_be_loaded(cli: Cli, files: Path) -> None:
+    (files / "agentmesh.toml").write_text('[tools]\nimports = ["no_such_module_here"]\n')
+    ran = cli("chains", "lint", "old.yaml")
+    assert (ran.code, "their code cannot be loaded: ModuleNotFoundError" in ran.err) == (0, True)

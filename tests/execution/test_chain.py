@@ -76,10 +76,10 @@ MISTAKES = [
     (one("{wait: {until: x, cron: y}}"), "c.yaml:3:12: a wait says how long in one way · a duration, until or cron"),
     (one("{signal: paid, schema: {type: strange}}"), ("c.yaml:3:28: this is no JSON Schema: "
      '"strange" is not valid under any of the schemas listed in the \'anyOf\' keyword')),
-    (one("{finish: {=: 'nobody.x'}}"), "c.yaml:3:14: the expression names something unknown"),
-    (one("{for_each: payload.l, tool: query_db, args: {n: {=: 'itm'}}}"), ("c.yaml:3:49: the expression names something"
+    (one("{finish: {=: 'nobody.x'}}"), "c.yaml:3:18: the expression names something unknown"),
+    (one("{for_each: payload.l, tool: query_db, args: {n: {=: 'itm'}}}"), ("c.yaml:3:57: the expression names something"
      " unknown")),
-    (one("{finish: {=: item}}"), "c.yaml:3:14: item means something only in the args of a for_each"),
+    (one("{finish: {=: item}}"), "c.yaml:3:18: item means something only in the args of a for_each"),
     ("chain: c\nsteps:\n  - {tools: [query_db], id: a}\n  - {jump_if: '1 + 1', then: a}\n",
      "c.yaml:4:15: a condition is neither true nor false · a comparison, or a field that is true or false"),
     ("chain: c\nsteps:\n  - {tools: [query_db], id: a}\n  - {jump_if: 'true', then: b}\n",

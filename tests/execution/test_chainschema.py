@@ -20,7 +20,7 @@ GOOD = [
     {"delegate": ["helper", {"to": "other", "as": "o", "payload": {"n": 1}}], "require": "any"},
     {"parallel": {"left": [{"tools": ["a"]}], "right": [{"finish": 1}]}}, {"jump_if": "result.low", "then": "a", "else": "end"},
     {"switch": [{"when": "payload.a", "then": "end"}], "else": "next", "limit": 3}, {"fail": "no", "code": "E_NO"},
-    {"policy": {"write_memory": False}, "tools": ["a"]}, {"finish": {"n": {"=": "vars.n"}}, "when": "payload.b"},
+    {"policy": {"write_memory": False}, "tools": ["a"]}, {"finish": {"n": {"=": "payload.n"}}, "when": "payload.b"},
 ]  # fmt: skip
 BAD = [
     {}, {"tool": "a"}, {"tools": []}, {"tools": ["A"]}, {"tools": [{"name": "a"}]}, {"tools": ["a"], "strategie": "serial"},
