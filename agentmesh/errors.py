@@ -717,6 +717,13 @@ class NotRewindable(MeshError):
     next = "agentmesh trace show"
 
 
+class NothingOpen(MeshError):
+    code = "E_NOTHING_OPEN"
+    exit_code = 4
+    expected = "a trace that runs or waits, with one open step"
+    next = "agentmesh trace show"
+
+
 class DoesNotFit(MeshError):
     code = "E_PLAN_FIT"
     exit_code = 4

@@ -15,6 +15,7 @@ from agentmesh.cli.output import as_line, document, safe, say
 from agentmesh.cli.session import Json, opened, settings_of
 
 if TYPE_CHECKING:
+    from agentmesh.execution.chain import Problem
     from agentmesh.execution.plan import BehaviorPlan
     from agentmesh.execution.schemas import Signature
 
@@ -58,14 +59,17 @@ def lint(ctx: typer.Context, files: Files, as_json: Json = False) -> None:
     else:
         for file, plan, problems in found:
             for one in problems:
-                value = "" if one.value is None else f" (got {one.value})"
-                say(f"{one.where}: {one.what}{value}")
-                if one.expected:
-                    say(f"    expected  {one.expected}")
+                _tell(one)
             if plan is not None and not problems:
                 say(f"{file}: chain {plan.chain}, {len(plan.nodes)} nodes, {plan.hash[:12]}")
     if any(problems for _, _, problems in found):
         raise typer.Exit(1)
+
+
+def _tell(one: Problem) -> None:
+    say(f"{one.where}: {one.what}" + ("" if one.value is None else f" (got {one.value})"))
+    if one.expected:
+        say(f"    expected  {one.expected}")
 
 
 def _signature(ctx: typer.Context) -> Callable[[str], Signature | None]:

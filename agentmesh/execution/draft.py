@@ -192,8 +192,15 @@ class Position:
             return [one.result if one.call["status"] == "done" else None for one in self.calls], ok, failures
         return done[-1].result if ok else None, ok, failures
 
+    @property
+    def settled(self) -> bool:
+        """Whether a person gave the step its result."""
+        return isinstance(self.kept, dict) and "settled" in self.kept
+
     def output(self, result: Any) -> Json:
         """What is kept on the step."""
+        if self.settled:
+            return self.kept
         match self.kind:
             case "reason":
                 return {"answer": result.value}

@@ -7,16 +7,19 @@ commit that ends a step also starts the next one, so that nothing runs unrecorde
 from __future__ import annotations
 
 import random
+import threading
 import traceback
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import replace
-from typing import ClassVar
+from typing import Any, ClassVar
+from uuid import UUID
 
 import structlog
 
 from agentmesh.behavior.reasoners import parse_action
 from agentmesh.behavior.session import Session
-from agentmesh.errors import UnknownPlan
+from agentmesh.errors import Mistake, NothingOpen, UnknownPlan
 from agentmesh.execution import inline
 from agentmesh.execution.advance import (
     Again,
@@ -37,7 +40,8 @@ from agentmesh.execution.failures import AWAY, failure_of, refused, theirs
 from agentmesh.execution.moving import Mover
 from agentmesh.execution.views import HostedAgent, Parts, Views, answered
 from agentmesh.infrastructure.faults import point
-from agentmesh.records import Action, Failure, Json, Policy, Strategy, check_name, new_id
+from agentmesh.records import Action, Failure, Json, Policy, Ring, Strategy, check_name, new_id
+from agentmesh.state import byhand, rewind, steering, traces
 from agentmesh.state.changes import DeadLetter, NewAttempt, NewTrace
 from agentmesh.state.traces import Held, Taken
 
@@ -49,8 +53,19 @@ DECIDED = ("reason", "tools")
 NO_SUCCESS = Failure("E_TOOLS", "the tools of this step did not succeed")
 
 
+ITSELF: Json = object()
+"""In place of a result: the step does its own work."""
+
+BY_HAND = "executor"
+"""Who it was, in the events of what is driven by hand."""
+
+
 class Executor:
-    """Runs the steps of held traces of one agent. Subclasses choose how an action that does not say so is run."""
+    """Runs the steps of held traces of one agent. Subclasses choose how an action that does not say so is run.
+
+    `run` is what workers call. `run_step` and `run_next_step` drive a trace by hand; `claim`, by which they take it, is
+    the runtime's.
+    """
 
     strategy: ClassVar[Strategy] = "serial"
 
@@ -59,8 +74,12 @@ class Executor:
         self._views = Views(agent, parts)
         self._mover = Mover(agent, parts, self._views)
 
+        self.claim: Callable[[Ring], AbstractContextManager[Taken | None]] = _unclaimed
+        self._driven = threading.local()  # the trace that a thread ran last, for what it does next by hand
+
     def run(self, taken: Taken) -> str:
         """Work the trace until it ends, waits, is handed on or is lost; which of these it was."""
+        self._driven.trace = (taken.trace.tenant_id, taken.trace.id)
         at: Position | None
         try:
             at = Position.of(taken)
@@ -71,6 +90,54 @@ class Executor:
         while at is not None:
             last, at = at, self._step(at)
         return last.outcome
+
+    # --- by hand --------------------------------------------------------------------------------------------------
+
+    def run_step(self, index: int, *, trace_id: UUID | None = None) -> str:
+        """The trace that this thread ran last (or `trace_id`) begins anew at its `index`-th step, as `agentmesh rewind`
+        has it, and runs as far as it goes here; what became of it, as of `run`. "lost": it is paused, or another has it.
+
+        Raises Mistake where there is no such trace, or NotRewindable.
+        """
+        tenant, trace = self._by_hand(trace_id)
+        back = rewind.rewind(self.parts.db, tenant=tenant, trace_id=trace, ordinal=index, by=BY_HAND)
+        with self.claim(back.rings[0]) as taken:
+            return "lost" if taken is None else self.run(taken)
+
+    def run_next_step(self, result: Json = ITSELF, *, trace_id: UUID | None = None) -> str:
+        """One step of the trace that this thread ran last (or of `trace_id`), which is paused afterwards, so that nobody
+        goes on with it: `resume` lets it go, and this takes it one step further.
+
+        With a `result` the open step is settled, whatever it runs or waits for, and its callback rules on that. Without,
+        the step does its own work; calls of tools are let go, and what they return waits for the next time. What became
+        of the trace, as of `run`. Raises Mistake where there is no such trace, NothingOpen where no step is ready, or
+        not exactly one is open to be settled.
+        """
+        tenant, trace = self._by_hand(trace_id)
+        who: dict[str, Any] = {"tenant": tenant, "trace_id": trace, "by": BY_HAND}
+        if result is not ITSELF:
+            kept = self.parts.blobs.shrink(tenant, result, what="the result of a step")
+            byhand.settle(self.parts.db, result=kept, **who)
+        resumed = steering.resume(self.parts.db, **who)
+        calls = [one for one in resumed.rings if one.kind == "call"]
+        ring = traces.free_ring(self.parts.db, trace, agent=self.agent.spec.agent)
+        if ring is None:
+            if calls or resumed.changed:
+                steering.pause(self.parts.db, **who)
+            self.parts.ring(calls)
+            if calls:
+                return "waiting"
+            raise NothingOpen("no step of this trace is ready to run", value=str(trace))
+        with self.claim(ring) as taken:
+            steering.pause(self.parts.db, **who)
+            return "lost" if taken is None else self.run(taken)
+
+    def _by_hand(self, trace_id: UUID | None) -> tuple[str, UUID]:
+        tenant, last = getattr(self._driven, "trace", (self.agent.spec.tenants[0], None))
+        trace: UUID | None = trace_id or last
+        if trace is None:
+            raise Mistake("this executor has run no trace here", expected="executor.run(session) before, or trace_id=…")
+        return tenant, trace
 
     def branches(self, held: Held) -> bool:
         """Whether steps of this trace may be open beside one another."""
@@ -275,6 +342,11 @@ class Executor:
                        wake_s=_pause_s(at.policy, decision))  # fmt: skip
             return at.left("retrying") if draft.land(self.parts.db, keep=False) else at.lost()
         return self._mover.go(at, draft, decision, failure=failure)
+
+
+def _unclaimed(ring: Ring) -> AbstractContextManager[Taken | None]:
+    raise Mistake("this executor has no runtime that could take a trace", value=str(ring.trace_id),
+                  expected="mesh.runtime(agent).executor")  # fmt: skip
 
 
 class SequentialExecutor(Executor):

@@ -113,13 +113,13 @@ class Views:
 
     def result(self, at: Position) -> StepResult:
         """The result of the step that a callback is to handle."""
-        if at.kind == "reason":
+        if at.kind == "reason" and not at.settled:
             return answered(at, Action.model_validate_json(json.dumps(self.whole(at, at.action))))
-        if at.kind in {"wait", "signal", "approval"}:
+        if at.settled or at.kind in {"wait", "signal", "approval"}:
             kept = at.kept or {}
             why: tuple[dict[str, Json], ...] = (kept["error"],) if kept.get("error") else ()
             value, ok = self.whole(at, kept.get("value")), bool(kept.get("ok"))
-            return StepResult(at.step_id, at.node, ok=ok, answered=False, value=value, failures=why)
+            return StepResult(at.step_id, at.node, ok=ok, answered=at.kind == "reason", value=value, failures=why)
         value, ok, failures = at.tools_result()
         if at.results_by_label:
             expanded: Json = {label: self.whole(at, one) for label, one in value.items()}

@@ -98,6 +98,8 @@ class SessionManager:
 
 
 def _result(row: Row, output: dict[str, Json]) -> Json:
+    if "settled" in output:
+        return output.get("value")
     match row["kind"]:
         case "reason":
             return output.get("answer")

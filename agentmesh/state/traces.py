@@ -147,7 +147,7 @@ SELECT 1 FROM mesh.steps WHERE id = %(row)s AND epoch = %(epoch)s AND status IN 
 """
 
 OPEN_STEP = """
-SELECT t.id, t.status, t.epoch, s.id AS step_id, s.epoch AS step_epoch FROM mesh.traces t
+SELECT t.id, t.tenant_id, t.status, t.queue, t.epoch, s.id AS step_id, s.epoch AS step_epoch FROM mesh.traces t
   LEFT JOIN mesh.steps s ON s.trace_id = t.id AND s.tenant_id = t.tenant_id AND s.status IN ('ready', 'joined')
    AND (s.wake_at IS NULL OR s.wake_at <= mesh.mesh_asof())
  WHERE t.id = %(trace)s AND t.agent = %(agent)s ORDER BY s.ordinal LIMIT 1
@@ -174,6 +174,17 @@ READ_CALLS = """
 SELECT id, slot, idx, slot_size, group_id, kind, child_trace_id, tool, label, status, n, losses, timeouts, result, error,
   inline AND epoch = 1 AND EXISTS (SELECT 1 FROM mesh.events e WHERE e.trace_id = %(trace)s AND e.call_id = c.id) AS told
  FROM mesh.calls c WHERE step_id = %(step)s AND tenant_id = %(tenant)s AND idx >= 0 ORDER BY slot, idx
+"""
+
+LOOK = f"""
+SELECT {COLUMNS}, worker_id, child FROM mesh.traces
+ WHERE id = %(trace)s AND tenant_id = %(tenant)s AND plan_hash IS NOT NULL
+"""
+
+LOOK_STEPS = """
+SELECT s.*, status AS was, CASE status WHEN 'joined' THEN 'callback' ELSE phase END AS phase FROM mesh.steps s
+ WHERE trace_id = %(trace)s AND tenant_id = %(tenant)s AND status IN ('ready', 'running', 'waiting', 'joined')
+   AND kind <> 'group' ORDER BY ordinal
 """
 
 NOTE_TAKEN = """
@@ -263,6 +274,13 @@ def take(  # noqa: PLR0913 - all that guards it
     return None
 
 
+def row_of(held: Held) -> Row:
+    """A held trace as rescue gives it back."""
+    return {
+        "kind": "trace", "id": held.id, "tenant_id": held.tenant_id, "epoch": held.epoch, "worker_id": held.holder.worker_id,
+    }  # fmt: skip
+
+
 def now(db: Database) -> datetime:
     """The database's time."""
     moment: datetime = db.once("SELECT mesh.mesh_now() AS now", {})[0]["now"]
@@ -274,10 +292,35 @@ def is_suspect(db: Database, step_id: UUID, epoch: int) -> bool:
     return bool(db.once(SUSPECT, {"row": step_id, "epoch": epoch}))
 
 
+def look(db: Database, *, tenant: str, trace_id: UUID) -> list[Taken]:
+    """The open steps of a trace that has begun, each as whoever took it now would have it. Takes nothing."""
+    at = {"trace": trace_id, "tenant": tenant}
+    with db.checkout() as tx:
+        row = tx.one(LOOK, at)
+        if row is None:
+            return []
+        held = _held(row, Holder(row["worker_id"] or trace_id, row["child"]))
+        found = []
+        for step in tx.all(LOOK_STEPS, at):
+            calls = tuple(tx.all(READ_CALLS, at | {"step": step["id"]}))
+            found.append(Taken(held, step, calls, new_id(), 1))
+        return found
+
+
 def free(db: Database, trace_id: UUID, *, agent: str) -> Row | None:
     """The agent's trace with its step that may be taken, if any; None where the agent has no such trace."""
     rows = db.once(OPEN_STEP, {"trace": trace_id, "agent": agent})
     return rows[0] if rows else None
+
+
+def free_ring(db: Database, trace_id: UUID, *, agent: str) -> Ring | None:
+    """The doorbell of what of the agent's trace may be taken now: its step, or itself where it has not begun."""
+    row = free(db, trace_id, agent=agent)
+    if row is None or (row["step_id"] is None and row["status"] != "queued"):
+        return None
+    if row["step_id"] is None:
+        return Ring("trace", row["id"], row["epoch"], row["queue"], f"agent.{agent}", row["id"])
+    return Ring("step", row["step_id"], row["step_epoch"], row["queue"], f"agent.{agent}", row["id"])
 
 
 RINGS = """
