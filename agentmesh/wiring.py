@@ -64,6 +64,7 @@ from agentmesh.infrastructure.logging import configure, redact
 from agentmesh.infrastructure.secrets import secret
 from agentmesh.infrastructure.settings import Settings
 from agentmesh.infrastructure.settings import load as load_settings
+from agentmesh.observation.dumps import Dumps
 from agentmesh.records import Ring
 from agentmesh.state import announced, traces
 from agentmesh.state.blobs import BlobStore
@@ -302,6 +303,10 @@ class Mesh:
     @cached_property
     def migrations(self) -> Migrations:
         return Migrations(self.db, tenant=self.tenant, plan=self._pinned)
+
+    @cached_property
+    def dumps(self) -> Dumps:
+        return Dumps(lambda: self.parts, tenant=self.tenant)
 
     @cached_property
     def engine(self) -> BehaviorChainEngine:

@@ -1,4 +1,4 @@
-"""`agentmesh trace list | show`: what was asked of the mesh, and how one of it went."""
+"""`agentmesh trace list | show | dump`: what was asked of the mesh, and how one of it went."""
 
 from __future__ import annotations
 
@@ -78,6 +78,18 @@ def show(
                 )  # fmt: skip
             else:
                 draw.show(draw.tree(seen, lambda child: timeline.trace(db, tenant, child)))
+
+
+@app.command()
+def dump(
+    ctx: typer.Context,
+    trace_id: Annotated[str, typer.Argument(metavar="ID", help="An id, a unique prefix of one, or @last.")],
+) -> None:
+    """Everything about one trace as one JSON document, secrets redacted: its rows, its session, and what is decided next."""
+    from agentmesh.observation import timeline
+
+    with opened(ctx) as mesh:
+        document("dump", **mesh.dumps.dump(timeline.resolve(mesh.db, mesh.tenant, trace_id)))
 
 
 def _policy(db: Database, tenant: str, found: UUID, *, as_json: bool) -> None:

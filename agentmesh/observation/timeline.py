@@ -238,6 +238,34 @@ def heads(db: Database, watched: Sequence[tuple[str, UUID]]) -> dict[UUID, int]:
     return {row["id"]: row["seq"] for row in rows}
 
 
+def context(db: Database, tenant: str, context_id: str) -> Row | None:
+    """The context's own row, and how many traces share it; None before the first of them has begun."""
+    rows = db.once(
+        "SELECT c.*, (SELECT count(*) FROM mesh.traces t WHERE t.tenant_id = c.tenant_id AND t.context_id = c.id) AS traces"
+        " FROM mesh.contexts c WHERE c.tenant_id = %(tenant)s AND c.id = %(context)s",
+        {"tenant": tenant, "context": context_id},
+    )
+    return rows[0] if rows else None
+
+
+def signals(db: Database, tenant: str, trace_id: UUID) -> list[Row]:
+    """The signals that a trace was sent; `step_id` None: no step has heard it yet."""
+    return db.once(
+        "SELECT name, key, payload, sent_by, step_id, at FROM mesh.signals WHERE trace_id = %(trace)s"
+        " AND tenant_id = %(tenant)s ORDER BY id",
+        {"tenant": tenant, "trace": trace_id},
+    )
+
+
+def newest(db: Database, tenant: str, trace_id: UUID, *, limit: int) -> list[Row]:
+    """The last events of a trace, in order."""
+    rows = db.once(
+        "SELECT max(seq) AS last FROM mesh.events WHERE trace_id = %(trace)s AND tenant_id = %(tenant)s",
+        {"trace": trace_id, "tenant": tenant},
+    )
+    return events(db, tenant, trace_id, after=max(0, (rows[0]["last"] or 0) - limit), limit=limit)
+
+
 def _matching(tenant: str, where: Mapping[str, str] | None, verb: str | None = None) -> tuple[str, dict[str, Any]]:
     """The condition for traces that match `where`, and its values."""
     conditions = ["t.tenant_id = %(tenant)s", *(f"t.{FILTERS[key]} = %({key})s" for key in where or {})]

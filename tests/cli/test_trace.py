@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from agentmesh.behavior.agents import define_agent
+from agentmesh.execution.tools import register_tool
 
 Cli = Callable[..., Any]
 
@@ -136,3 +137,60 @@ def test_s35_control_characters_in_what_tools_say_are_escaped(mesh_cli: Cli, lab
         ran = mesh_cli("trace", "show", "@last", *extra)
         assert ran.code == 0
         assert not {"\x1b", "\x07", "\u202e"} & set(ran.out + ran.err)
+
+
+CANARY = "canary-7f3a91"
+
+
+def test_a_dump_holds_everything_but_secrets_and_says_what_is_decided_next(
+    mesh_cli: Cli, make_lab: Any, tools: Any
+) -> None:
+    @register_tool("ask", registry=tools)
+    def ask(url: str, api_key: str) -> int:
+        return 1
+
+    lab = make_lab(chain={"chain": "c", "steps": [
+        {"set": {"token": {"=": "payload.password"}}},
+        {"tools": [{"tool": "ask", "args": {"url": f"https://u:{CANARY}@shop", "api_key": {"=": "payload.password"}}}],
+         "on_fail": "next"},
+        {"signal": "paid", "within": "1d", "id": "paid"}, {"wait": "3d", "id": "pause"}, {"finish": {"=": "payload.n"}},
+    ]})  # fmt: skip
+    given = {"password": CANARY, "note": f"Authorization: Bearer {CANARY}{CANARY}"}
+    trace = lab.mesh.router.dispatch("work", "tester", "puppet", "c-1", given)
+    lab.answer()
+    dumped = [mesh_cli("trace", "dump", "@last")]
+    body = dumped[0].json
+    assert (body["schema"], body["trace"]["id"], body["plan"]["chain"]) == ("agentmesh.dump/1", str(trace.id), "c")
+    assert [one["tool"] for one in body["pending_calls"]] == ["ask"]
+    assert body["next"] == [{
+        "step": 2, "node": "tools", "decision": None, "why": "0 of the 1 it needs have succeeded, 1 are open: ask (ready)",
+    }]  # fmt: skip
+    assert body["session"]["command"]["payload"]["password"] == "***"
+    lab.answer()  # the call is done, and its step has joined
+    dumped.append(mesh_cli("trace", "dump", str(trace.id)))
+    found = dumped[1].json["next"][0]
+    assert (found["decision"]["kind"], found["decision"]["node"], found["why"]) == ("Rest", "paid", "it has its result")
+    steps = lab.rows("SELECT count(*) AS n FROM mesh.steps WHERE status = 'running'")[0]["n"]
+    assert (steps, lab.trace(trace)["worker_id"]) == (0, None)  # it was a look, nothing more
+    lab.drain()
+    lab.mesh.people.signal(trace.id, "paid", {"secret": CANARY}, by="ann")
+    lab.drain()
+    dumped.append(mesh_cli("trace", "dump", str(trace.id)))
+    late = dumped[2].json
+    assert late["next"][0]["decision"]["failure"]["code"] == "E_RULE"  # there is no payload.n: told three days before
+    assert [one["name"] for one in late["signals"]] == ["paid"]
+    assert {"short_term:result:tools", "short_term:result:paid"} <= {
+        f"{one['type']}:{one['key']}" for one in late["memory"]
+    }
+    assert not [one for one in dumped if CANARY in one.out]
+
+
+def test_a_dump_says_why_an_ended_and_a_paused_trace_stand(mesh_cli: Cli, lab: Any) -> None:
+    ended = worked(lab, "work")
+    assert mesh_cli("trace", "dump", str(ended.id)).json["next"][0]["why"] == "the trace is done"
+    waiting = lab.start({"answer": 1})
+    mesh_cli("pause", str(waiting.id))
+    body = mesh_cli("trace", "dump", str(waiting.id)).json
+    assert body["next"][0]["why"] == "the trace is queued: it has not begun"
+    assert body["held_up_by"][0].startswith("it is paused since ")
+    assert mesh_cli("trace", "dump", "0123456789").err.startswith("E_TRACE_UNKNOWN")
