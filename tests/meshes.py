@@ -148,7 +148,7 @@ class Story:
         self.processes.append(made)
         return made
 
-    def wait_for(self, worker: Process, within: float = 30) -> None:
+    def wait_for(self, worker: Process, within: float = 90) -> None:
         def ready() -> bool:
             assert worker.running, f"{worker.name} ended: {worker.text()[-2000:]}"
             return (self.home / f"consuming-{worker.pid}").exists() and bool(self.rows(

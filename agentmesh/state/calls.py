@@ -74,8 +74,8 @@ WITH c AS (
    WHERE c.limited AND c.closes AND c.status <> 'ready'),
  f AS (SELECT n.id FROM c JOIN mesh.calls n ON n.step_id = c.step_id AND n.tenant_id = c.tenant_id AND n.slot = c.slot
      AND n.idx = c.idx + 1 WHERE c.status <> 'ready' AND NOT c.closes UNION ALL SELECT id FROM h),
- nx AS (UPDATE mesh.calls n SET status = 'ready', rung_at = mesh.mesh_now() FROM f, c
-   WHERE n.id = f.id AND n.tenant_id = c.tenant_id AND n.status = 'held'
+ nx AS (UPDATE mesh.calls n SET status = 'ready', rung_at = mesh.mesh_now() FROM c
+   WHERE n.id = (SELECT id FROM f) AND n.tenant_id = c.tenant_id AND n.status = 'held'
    RETURNING n.id, n.epoch, n.queue, n.task, n.priority),
  dr AS (UPDATE mesh.calls d SET status = 'cancelled', ended_at = mesh.mesh_now() FROM c
    WHERE d.step_id = c.step_id AND d.tenant_id = c.tenant_id AND d.slot = c.slot AND d.idx > c.idx
@@ -97,7 +97,8 @@ WITH c AS (
     status = CASE WHEN s.wins + p.won >= s.need OR s.wins + p.won + s.pending - p.closed < s.need THEN 'joined'
       ELSE s.status END,
     rung_at = CASE WHEN s.status = 'waiting' THEN mesh.mesh_now() ELSE s.rung_at END
-   FROM p WHERE s.id = p.step_id AND s.tenant_id = p.tenant_id AND s.status IN ('waiting', 'joined') AND s.pending >= p.closed
+   FROM p WHERE s.id = (SELECT step_id FROM p) AND s.tenant_id = p.tenant_id AND s.status IN ('waiting', 'joined')
+     AND s.pending >= p.closed
    RETURNING s.id, s.epoch, s.queue, s.agent, s.priority,
      s.status = 'joined' AND NOT (s.wins - p.won >= s.need OR s.wins - p.won + s.pending + p.closed < s.need) AS fired)
 SELECT c.status, c.trace_id, c.id, c.epoch, c.queue, c.task, c.priority, c.wake_at IS NOT NULL AS later,
