@@ -37,7 +37,7 @@ from agentmesh.infrastructure import jsontext
 from agentmesh.infrastructure.database import Database, Row, Tx
 from agentmesh.infrastructure.faults import point
 from agentmesh.records import Intent, Json, Ring, Verdict, expand_grants, new_id
-from agentmesh.state import admission, dispatch, rewards
+from agentmesh.state import admission, dispatch, events, rewards, traces
 from agentmesh.state.admission import Lane
 from agentmesh.state.blobs import BlobStore, is_reference
 from agentmesh.state.changes import NewTrace
@@ -70,20 +70,13 @@ class Trace(Handle):
         return self.blobs.expand(self.tenant_id, result)
 
     def _row(self) -> Row:
-        rows = self.db.read(
-            "SELECT status, result, error FROM mesh.traces WHERE id = %(id)s AND tenant_id = %(tenant)s",
-            {"id": self.id, "tenant": self.tenant_id},
-        )
-        if not rows:
+        row = traces.fate(self.db, self.tenant_id, self.id)
+        if row is None:
             raise StillWorking("the dispatch of this trace has not been committed", value=str(self.id))
-        return rows[0]
+        return row
 
     def _events(self, after: int) -> list[Row]:
-        return self.db.read(
-            "SELECT seq, name, at, step_id, call_id, body FROM mesh.events WHERE trace_id = %(id)s"
-            " AND tenant_id = %(tenant)s AND seq > %(after)s ORDER BY seq",
-            {"id": self.id, "tenant": self.tenant_id, "after": after},
-        )
+        return events.after(self.db, self.tenant_id, self.id, after)
 
 
 @dataclass(frozen=True, slots=True)

@@ -219,7 +219,7 @@ async def livez() -> dict[str, str]:
 
 @open_router.get("/readyz", response_model=Health, summary="Its database answers")
 def readyz(door: Door) -> dict[str, str]:
-    door.db.read("SELECT 1")
+    door.db.ping()
     return {"status": "ready"}
 
 

@@ -147,15 +147,15 @@ class ToolRunner:
         driver = connection.connection.driver_connection
         if driver is None:
             raise RuntimeError("the pool gave no connection")
-        transaction = connection.begin()
-        backend = _transaction_id(driver)
+        transaction, tx = connection.begin(), Tx(driver)
+        begun = tx.number()
         args, lent = self._expanded(claimed), replace(ctx, tx=connection)
         value = self._shrunk(claimed, theirs(lambda: invoke(tool, args, lent)))
-        if not transaction.is_active or _transaction_id(driver) != backend:
+        if not transaction.is_active or tx.number() != begun:
             raise ToolCommitted(f"tool {tool.name} ended the transaction it was given", value=tool.name)
         point("call.in_commit")
         point("join.last_before_commit")
-        settled = calls.settle(Tx(driver), claimed.row, worker_id=claimed.holder.worker_id, outcome="won", result=value)
+        settled = calls.settle(tx, claimed.row, worker_id=claimed.holder.worker_id, outcome="won", result=value)
         if settled is None:
             transaction.rollback()
             calls.mark_stale(self._db, claimed)
@@ -186,9 +186,3 @@ def _idled(exc: BaseException | None) -> bool:
     while exc is not None and not isinstance(exc, IDLE):
         exc = exc.__cause__ or exc.__context__
     return exc is not None
-
-
-def _transaction_id(driver: Any) -> object:
-    with driver.cursor() as cursor:
-        cursor.execute("SELECT pg_current_xact_id()")
-        return cursor.fetchone()

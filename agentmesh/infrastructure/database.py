@@ -151,6 +151,10 @@ class Tx:
             cursor.execute(sql, params)
             return cursor.rowcount
 
+    def number(self) -> int:
+        """The number of the transaction that is open; a new one's, where none was."""
+        return int(self.all("SELECT pg_current_xact_id()::text AS number")[0]["number"])
+
 
 def jsonb(value: object) -> str | None:
     """`value` as the text of a jsonb parameter; None stays SQL NULL.
@@ -282,6 +286,10 @@ class Database:
 
     def close(self) -> None:
         self.engine.dispose()
+
+    def ping(self) -> None:
+        """Returns when the server answered; raises as every read does."""
+        self.read("SELECT 1")
 
     def server(self) -> Server:
         row = self.once(

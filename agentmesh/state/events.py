@@ -23,6 +23,17 @@ INSERT INTO mesh.events (trace_id, seq, tenant_id, name, body)
 """
 
 
+AFTER = """
+SELECT seq, name, at, step_id, call_id, body FROM mesh.events
+ WHERE trace_id = %(trace)s AND tenant_id = %(tenant)s AND seq > %(after)s ORDER BY seq
+"""
+
+
+def after(db: Database, tenant: str, trace_id: UUID, seq: int) -> list[Row]:
+    """The trace's events past number `seq`, in order: seq, name, at, step_id, call_id, body."""
+    return db.read(AFTER, {"trace": trace_id, "tenant": tenant, "after": seq})
+
+
 class TraceWriter:
     """Trace events in PostgreSQL. `TraceWriter()` may be made before a database is known; it is bound by wiring."""
 
@@ -58,11 +69,7 @@ class TraceWriter:
 
     def get(self, trace_id: UUID | str) -> list[Row]:
         """Every event of the trace in order: seq, name, at, step_id, call_id, body."""
-        return self._bound().once(
-            "SELECT seq, name, at, step_id, call_id, body FROM mesh.events"
-            " WHERE trace_id = %(trace)s AND tenant_id = %(tenant)s ORDER BY seq",
-            {"trace": UUID(str(trace_id)), "tenant": self._tenant},
-        )
+        return after(self._bound(), self._tenant, UUID(str(trace_id)), 0)
 
     def _bound(self) -> Database:
         if self._db is None:

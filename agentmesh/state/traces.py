@@ -323,6 +323,7 @@ def free_ring(db: Database, trace_id: UUID, *, agent: str) -> Ring | None:
     return Ring("step", row["step_id"], row["step_epoch"], row["queue"], f"agent.{agent}", row["id"])
 
 
+FATE = "SELECT status, result, error FROM mesh.traces WHERE id = %(trace)s AND tenant_id = %(tenant)s"
 RINGS = """
 SELECT 'trace' AS kind, t.id, t.epoch, t.queue, t.agent, t.priority FROM mesh.traces t
  WHERE t.id = %(trace)s AND t.tenant_id = %(tenant)s AND t.status = 'queued'
@@ -330,6 +331,12 @@ UNION ALL SELECT 'step', s.id, s.epoch, s.queue, s.agent, s.priority FROM mesh.s
  WHERE s.trace_id = %(trace)s AND s.tenant_id = %(tenant)s AND s.status IN ('ready', 'joined')
    AND (s.wake_at IS NULL OR s.wake_at <= mesh.mesh_asof())
 """
+
+
+def fate(db: Database, tenant: str, trace_id: UUID) -> Row | None:
+    """How the trace stands: status, result, error; None when there is none."""
+    rows = db.read(FATE, {"trace": trace_id, "tenant": tenant})
+    return rows[0] if rows else None
 
 
 def rings(db: Database, tenant: str, trace_id: UUID) -> list[Ring]:
