@@ -298,7 +298,7 @@ class Mesh:
 
     @cached_property
     def people(self) -> People:
-        return People(self.db, self.blobs, tenant=self.tenant, ring=self.doorbell.ring)
+        return People(self.db, self.blobs, tenant=self.tenant, plan=self._pinned, ring=self.doorbell.ring)
 
     @cached_property
     def migrations(self) -> Migrations:

@@ -62,6 +62,8 @@ class AgentRuntime:
             taken = traces.take(self._db, ring.id, ring.epoch, claim_id=claim, alone=self._alone is None, **who)
         if taken is None or not self._reads(taken):
             return None
+        if (own := self.executor.own_time_s(taken)) is not None:
+            traces.limit(self._db, taken, own)
         point("prepare.after_context")
         return taken
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from uuid import UUID
 
-import jsonschema_rs
-
 from agentmesh.errors import BadChoice, BadPayload, NotAsked
+from agentmesh.execution import plan as plans
+from agentmesh.execution.plan import BehaviorPlan
+from agentmesh.execution.schemas import misfit
 from agentmesh.infrastructure.database import Database, Row
 from agentmesh.records import Json, Ring, check_name
 from agentmesh.state import signals
@@ -18,21 +19,35 @@ from agentmesh.state.signals import Sent
 class People:
     """The doors by which people, and systems in their place, move waiting traces of one tenant on."""
 
-    def __init__(self, db: Database, blobs: BlobStore, *, tenant: str, ring: Callable[[Sequence[Ring]], None]) -> None:
-        self._db, self._blobs, self._tenant, self._ring = db, blobs, tenant, ring
+    def __init__(
+        self, db: Database, blobs: BlobStore, *, tenant: str, plan: Callable[[str, str], BehaviorPlan],
+        ring: Callable[[Sequence[Ring]], None],
+    ) -> None:  # fmt: skip
+        self._db, self._blobs, self._tenant, self._plan, self._ring = db, blobs, tenant, plan, ring
 
     def signal(self, trace_id: UUID, name: str, payload: Json = None, *, by: str, key: str | None = None) -> Sent:
         """The trace has the signal; once under its `key`. Raises BadPayload, UnknownTrace or TraceEnded."""
         check_name(name, "a signal")
-        schema = signals.schema(self._db, tenant=self._tenant, trace_id=trace_id, name=name)
-        if schema is not None:
-            wrong = next(iter(jsonschema_rs.validator_for(schema).iter_errors(payload)), None)
-            if wrong is not None:
-                raise BadPayload(f"the payload of signal {name} does not fit its schema", value=wrong.message)
+        self._require_fit(trace_id, name, payload)
         kept = self._blobs.shrink(self._tenant, payload, what="the payload of a signal")
         sent = signals.send(self._db, tenant=self._tenant, trace_id=trace_id, name=name, payload=kept, by=by, key=key)
         self._ring(sent.rings)
         return sent
+
+    def _require_fit(self, trace_id: UUID, name: str, payload: Json) -> None:
+        """Raises BadPayload for what does not fit the step that waits, or any step of the plan that will."""
+        found = signals.listening(self._db, tenant=self._tenant, trace_id=trace_id, name=name)
+        if found is None:
+            return  # the sender is told by what it does next
+        schemas = [found["schema"]] if found["waits"] else self._later(found["plan_hash"], name)
+        wrong = [schema and misfit(schema, payload) for schema in schemas]
+        if wrong and all(wrong):
+            raise BadPayload(f"the payload of signal {name} does not fit its schema", value=wrong[0])
+
+    def _later(self, plan_hash: str | None, name: str) -> list[dict[str, Json] | None]:
+        """The schemas of the steps that may wait for this signal; None for one that has none."""
+        nodes = self._plan(self._tenant, plan_hash).nodes if plan_hash else ()
+        return [one.payload_schema for one in nodes if isinstance(one, plans.Signal) and one.signal == name]
 
     def asked(self, trace_id: UUID | None = None) -> list[Row]:
         """What waits for a decision, oldest first: trace, node, what is asked of whom, and until when."""

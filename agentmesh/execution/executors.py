@@ -6,6 +6,7 @@ commit that ends a step also starts the next one, so that nothing runs unrecorde
 
 from __future__ import annotations
 
+import json
 import random
 import threading
 import traceback
@@ -138,6 +139,17 @@ class Executor:
         if trace is None:
             raise Mistake("this executor has run no trace here", expected="executor.run(session) before, or trace_id=…")
         return tenant, trace
+
+    def own_time_s(self, taken: Taken) -> float | None:
+        """How long the step that was taken may run by its node's policy; None where that is what the trace's says."""
+        try:
+            base = Policy.model_validate_json(json.dumps(taken.trace.policy))
+            policy = self._mover.policy(taken.trace, base, taken.step["node"])
+        except (ValueError, UnknownPlan):
+            return None  # its run ends for that
+        field = "callback_timeout_s" if taken.step["phase"] == "callback" else "reasoner_timeout_s"
+        own: float = getattr(policy, field)
+        return None if own == getattr(base, field) or taken.step["kind"] == "start" else own
 
     def branches(self, held: Held) -> bool:
         """Whether steps of this trace may be open beside one another."""

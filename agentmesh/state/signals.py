@@ -38,6 +38,14 @@ SELECT id FROM mesh.steps WHERE trace_id = %(trace)s AND tenant_id = %(tenant)s 
   AND waits_for = 'signal:' || %(name)s ORDER BY ordinal LIMIT 1
 """
 
+LISTENER = """
+SELECT coalesce(t.plan_hash, g.plan_hash) AS plan_hash, s.id IS NOT NULL AS waits, s.action->'schema' AS schema
+  FROM mesh.traces t LEFT JOIN mesh.agents g ON g.tenant_id = t.tenant_id AND g.id = t.agent
+  LEFT JOIN LATERAL (SELECT s.id, s.action FROM mesh.steps s WHERE s.trace_id = t.id AND s.tenant_id = t.tenant_id
+     AND s.kind = 'signal' AND s.status = 'waiting' AND s.waits_for = 'signal:' || %(name)s ORDER BY s.ordinal LIMIT 1) s ON true
+ WHERE t.id = %(trace)s AND t.tenant_id = %(tenant)s
+"""
+
 ASKED = """
 SELECT s.id AS step_id, s.trace_id, s.node, s.action AS asked, s.created_at, s.wake_at, t.agent, t.intent, t.context_id
   FROM mesh.steps s JOIN mesh.traces t ON t.id = s.trace_id AND t.tenant_id = s.tenant_id
@@ -74,10 +82,11 @@ UPDATE mesh.traces SET seq = seq + 1, status = 'running', waits_for = NULL
  WHERE id = %(trace)s AND tenant_id = %(tenant)s AND status IN ('running', 'waiting') RETURNING seq
 """
 
-# What an escalation adds is who may decide; the time that is left begins then.
+# What an escalation adds is who may decide. It looks late where nobody was there to look: the time that is left has begun all
+# the same, and may be over by now.
 ESCALATE = """
 UPDATE mesh.steps SET action = (action - 'escalate') || jsonb_build_object('who', (action->'who') || (action->'escalate'->'who'),
-    'escalated', true), wake_at = mesh.mesh_now() + make_interval(secs => (action->>'left_s')::float8)
+    'escalated', true), wake_at = wake_at + make_interval(secs => (action->>'left_s')::float8)
  WHERE id = %(step)s AND trace_id = %(trace)s AND tenant_id = %(tenant)s AND status = 'waiting' AND action ? 'escalate'
    AND wake_at <= mesh.mesh_asof()
 RETURNING node
@@ -127,14 +136,11 @@ def send(
     return Sent(heard=False, repeated=True)
 
 
-def schema(db: Database, *, tenant: str, trace_id: UUID, name: str) -> Json:
-    """The schema of the signal's payload, where a step waits for it now; None: there is none, or nobody waits yet."""
-    rows = db.once(
-        "SELECT action->'schema' AS said FROM mesh.steps WHERE trace_id = %(trace)s AND tenant_id = %(tenant)s"
-        " AND kind = 'signal' AND status = 'waiting' AND waits_for = 'signal:' || %(name)s ORDER BY ordinal LIMIT 1",
-        {"trace": trace_id, "tenant": tenant, "name": name},
-    )
-    return rows[0]["said"] if rows else None
+def listening(db: Database, *, tenant: str, trace_id: UUID, name: str) -> Row | None:
+    """Whether a step `waits` for the signal now, and the `schema` of its payload if it has one; the `plan_hash` that the
+    trace follows, or will. None: there is no such trace."""
+    rows = db.once(LISTENER, {"trace": trace_id, "tenant": tenant, "name": name})
+    return rows[0] if rows else None
 
 
 def asked(db: Database, *, tenant: str, trace_id: UUID | None = None, limit: int = 200) -> list[Row]:

@@ -176,6 +176,11 @@ SELECT id, slot, idx, slot_size, group_id, kind, child_trace_id, tool, label, st
  FROM mesh.calls c WHERE step_id = %(step)s AND tenant_id = %(tenant)s AND idx >= 0 ORDER BY slot, idx
 """
 
+OWN_TIME = """
+UPDATE mesh.steps SET deadline = mesh.mesh_now() + make_interval(secs => %(seconds)s)
+ WHERE id = %(step)s AND trace_id = %(trace)s AND tenant_id = %(tenant)s AND epoch = %(epoch)s AND status = 'running'
+"""
+
 LOOK = f"""
 SELECT {COLUMNS}, worker_id, child FROM mesh.traces
  WHERE id = %(trace)s AND tenant_id = %(tenant)s AND plan_hash IS NOT NULL
@@ -290,6 +295,13 @@ def now(db: Database) -> datetime:
 def is_suspect(db: Database, step_id: UUID, epoch: int) -> bool:
     """Whether the step is free but was lost with a worker before."""
     return bool(db.once(SUSPECT, {"row": step_id, "epoch": epoch}))
+
+
+def limit(db: Database, taken: Taken, seconds: float) -> None:
+    """The step that was taken may run so long from now on, where it is still ours: its node's time, not the trace's."""
+    held = taken.trace
+    at = {"step": taken.step["id"], "epoch": taken.step["epoch"], "trace": held.id, "tenant": held.tenant_id}
+    db.once(OWN_TIME, at | {"seconds": seconds})
 
 
 def look(db: Database, *, tenant: str, trace_id: UUID) -> list[Taken]:

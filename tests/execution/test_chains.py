@@ -3,7 +3,7 @@
 import pytest
 
 from agentmesh import define_agent
-from agentmesh.errors import AlreadyDecided, NotRetryable
+from agentmesh.errors import AlreadyDecided, BadPayload, NotRetryable
 from agentmesh.execution.callbacks import HANDLERS
 from agentmesh.execution.tools import register_tool
 from agentmesh.records import Backoff
@@ -240,6 +240,42 @@ def test_an_approval_that_nobody_gives_asks_more_people_then_times_out(run):
     assert result(trace) == "late"
 
 
+def test_an_outage_over_both_times_asks_more_people_and_is_too_late_at_once(run):
+    lab, trace = run({"approval": "ship it?", "within": "2d", "escalate": {"after": "1d", "who": ["boss"]},
+                      "on_timeout": "late"}, {"finish": "shipped"}, {"finish": "late", "id": "late"})  # fmt: skip
+    lab.shift(3 * 86_400)
+    for _ in range(2):  # in the order in which both were due
+        [row] = signals.due(lab.mesh.db, batch=9)
+        lab.bells.ring(signals.wake(lab.mesh.db, row))
+    lab.drain()
+    assert result(trace) == "late"
+
+
+CENTS = {"type": "object", "required": ["cents"], "properties": {"cents": {"type": "integer"}}}
+
+
+def test_a_signal_that_comes_before_its_step_has_to_fit_it_as_well(make_lab, shop):
+    lab = make_lab(chain={"chain": "c", "steps": [{"signal": "go"}, {"signal": "paid", "schema": CENTS}]})
+    trace = lab.mesh.router.dispatch("work", "tester", "puppet", "c-1", {})
+    for _ in range(2):  # before the trace has begun, and while it waits for another signal
+        with pytest.raises(BadPayload) as caught:
+            lab.mesh.people.signal(trace.id, "paid", {"cents": "5"}, by="bank")
+        assert caught.value.value == 'cents: "5" is not of type "integer"'
+        lab.mesh.people.signal(trace.id, "noted", 5, by="bank")  # no step waits for it: it is kept as it is
+        lab.drain()
+    lab.mesh.people.signal(trace.id, "paid", {"cents": 5}, by="bank")
+    lab.mesh.people.signal(trace.id, "go", by="ann")
+    lab.drain()
+    assert result(trace) == {"cents": 5}
+
+
+def test_a_signal_fits_any_step_that_may_wait_for_it_until_one_does(run):
+    lab, trace = run({"signal": "go"}, {"signal": "paid", "schema": CENTS}, {"signal": "paid", "id": "any"})
+    lab.mesh.people.signal(trace.id, "paid", "cash", by="bank")
+    lab.mesh.people.signal(trace.id, "nobody", by="bank")
+    assert [one["name"] for one in lab.rows("SELECT name FROM mesh.signals ORDER BY id")] == ["paid", "nobody"]
+
+
 def test_a_nodes_policy_stands_over_the_agents_and_under_the_intents(run, make_lab):
     chain = {"chain": "c", "steps": [{"tools": ["boom"], "retry": 2}]}
     lab = make_lab(chain=chain, policy={"tool_attempts": 4, "backoff": {"base_s": 0, "cap_s": 0}})
@@ -381,3 +417,23 @@ def test_a_step_whose_child_failed_is_rewound_and_not_retried(pair):
     with pytest.raises(NotRetryable) as caught:
         retry.retry(lab.mesh.db, tenant="default", trace_id=trace.id, by="ann")
     assert caught.value.next == f"agentmesh rewind {trace.id} --to 2"
+
+
+def test_a_step_keeps_its_own_time_however_often_it_is_taken(make_lab, shop):
+    left = []
+
+    def think(_session):
+        left.append(lab.rows("SELECT extract(epoch FROM deadline - mesh.mesh_now())::float8 AS s FROM mesh.steps"
+                             " WHERE status = 'running'")[0]["s"])  # fmt: skip
+        if len(left) < 3:
+            raise ValueError("once more")
+        return {"answer": 1}
+
+    step = {"reasoner": "think", "timeout": "7s", "retry": {"attempts": 3, "backoff": {"base_s": 0, "cap_s": 0}}}
+    lab = make_lab(chain={"chain": "c", "steps": [step]}, reasoners={"think": think})
+    trace = lab.mesh.router.dispatch("work", "tester", "puppet", "c-1", {})
+    for _ in range(3):
+        lab.drain()
+        lab.mesh.engine.resume(trace.id)
+    assert result(trace) == 1
+    assert [5 < one <= 7 for one in left] == [True] * 3
