@@ -53,7 +53,8 @@ class Session:
 
     `memory` is keyed `type:key` as in the views of memory; `results` holds the earlier results by
     label, `steps` what each node last came to, `vars` what the chain has set; `step` counts the steps of the
-    trace and `iteration` the visits to this node, from 0.
+    trace, and `iteration` how often it has gone back to an earlier node, from 0: the rounds of a reasoner that is asked
+    again and again.
     Everything but `notes` is fixed.
     """
 

@@ -46,7 +46,8 @@ class Steps(Parts, ABC):
             if key in raw:
                 fields[key] = self._target((*path, key), raw[key], before)
         if step.kind in STEPS:
-            fields["policy"] = self._step_policy(step)
+            fields["policy"] = policy = self._step_policy(step)
+            fields |= {} if policy.trigger_next_action is None else {"otherwise": "trigger"}
         make: Callable[[Step, dict[str, Any], list[Step]], Any] = getattr(self, f"_{step.kind}")
         made = len(self.problems)
         try:

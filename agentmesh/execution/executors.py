@@ -380,7 +380,8 @@ class ConditionalExecutor(Executor):
 
 
 class DAGExecutor(ParallelExecutor):
-    """As ParallelExecutor: for agents whose chains have branches beside one another."""
+    """As ParallelExecutor. What runs beside what is the plan's to say, by `needs`, for every executor alike: the name tells a
+    reader that this agent's chain does."""
 
 
 EXECUTORS: dict[str, type[Executor]] = {

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
@@ -52,6 +52,20 @@ def open_steps(db: Database, *, tenant: str, trace_id: UUID) -> tuple[str, list[
     return rows[0]["plan_hash"], db.once(OPEN, at)
 
 
+def fit(steps: Sequence[Row], kinds: Mapping[str, Collection[str]], renamed: Mapping[str, str]) -> dict[str, str]:
+    """What each open node is called in the other plan, whose nodes make steps of these `kinds`. Raises DoesNotFit."""
+    nodes: dict[str, str] = {}
+    for step in steps:
+        node: str = renamed.get(step["node"]) or step["node"]
+        if step["kind"] not in kinds.get(node, ()):
+            raise DoesNotFit(
+                "an open step has no place in the other plan", value=f"{step['node']} ({step['kind']})",
+                expected=f"a node of its kind among {', '.join(sorted(kinds))}; name it with --map old=new",
+            )  # fmt: skip
+        nodes[step["node"]] = node
+    return nodes
+
+
 def migrate(db: Database, move: Move, *, tenant: str, kinds: Mapping[str, Collection[str]], by: str) -> None:
     """The trace follows the other plan from now on; `kinds` says which kinds of steps each node of that one makes.
 
@@ -64,13 +78,9 @@ def migrate(db: Database, move: Move, *, tenant: str, kinds: Mapping[str, Collec
             raise DoesNotFit(
                 "the trace is being worked, or has moved on", value=str(move.trace_id), expected="one that waits"
             )
-        for step in tx.all(OPEN, at):
-            node = move.nodes.get(step["node"], step["node"])
-            if step["kind"] not in kinds.get(node, ()):
-                raise DoesNotFit(
-                    "an open step has no place in the other plan", value=f"{step['node']} ({step['kind']})",
-                    expected=f"a node of its kind among {', '.join(sorted(kinds))}",
-                )  # fmt: skip
-            tx.count(RENAME, at | {"step": step["id"], "node": node})
+        steps = tx.all(OPEN, at)
+        nodes = fit(steps, kinds, move.nodes)
+        for step in steps:
+            tx.count(RENAME, at | {"step": step["id"], "node": nodes[step["node"]]})
         body: dict[str, Json] = {"plan": move.to, "was": move.was, "by": by, "nodes": dict(move.nodes)}
         tx.count(EVENT, at | {"seq": row["seq"], "body": jsonb(body)})

@@ -31,7 +31,7 @@ SELECT id FROM t
 """
 
 FAILED_STEP = """
-SELECT id, kind, phase, need, wins, ordinal FROM mesh.steps
+SELECT id, kind, phase, need, wins, ordinal, (action->>'limit')::int AS width FROM mesh.steps
  WHERE trace_id = %(trace)s AND tenant_id = %(tenant)s AND status = 'failed' AND kind <> 'group' ORDER BY ordinal DESC LIMIT 1
 """
 
@@ -123,7 +123,7 @@ def retry(db: Database, *, tenant: str, trace_id: UUID, by: str) -> list[Ring]:
                                next=f"agentmesh rewind {trace_id} --to {step['ordinal']}")  # fmt: skip
         closed = _begin_again(tx, at)
         if step["kind"] == "tools" and step["wins"] < step["need"]:
-            return closed + _reopen_tools(tx, at, step["need"], _again(tx.all(LOCK_CALLS, at)))
+            return closed + _reopen_tools(tx, at, step, _again(tx.all(LOCK_CALLS, at)))
         row = tx.one(REOPEN_STEP, at | {"status": "ready", "phase": step["phase"], "pending": 0, "wins": step["wins"]})
         return closed + ([_step_ring(row, trace_id)] if row else [])
     return []
@@ -153,7 +153,7 @@ def resolve(
         if mine is None or (mine["status"], mine["effect"]) != ("failed", "once"):
             raise NotResolvable("this call is no failed call of effect 'once'", value=str(call["id"]))
         _settle_by_hand(tx, at | {"call": call["id"]}, mine, to, result)
-        return closed + _reopen_tools(tx, at, step["need"], _going_on(tx.all(LOCK_CALLS, at), mine))
+        return closed + _reopen_tools(tx, at, step, _going_on(tx.all(LOCK_CALLS, at), mine))
     return []
 
 
@@ -208,15 +208,21 @@ def _going_on(calls: Sequence[Row], resolved: Row) -> list[tuple[list[Row], list
     return found
 
 
-def _reopen_tools(tx: Tx, at: dict[str, Any], need: int, slots: Sequence[tuple[list[Row], list[Row]]]) -> list[Ring]:
-    """The step waits for the calls that run again; where that leads nowhere, or to enough already, it has joined."""
+def _reopen_tools(tx: Tx, at: dict[str, Any], step: Row, slots: Sequence[tuple[list[Row], list[Row]]]) -> list[Ring]:
+    """The step waits for the calls that run again, of a for_each so many at once as it says; where that leads nowhere, or to
+    enough already, it has joined."""
+    need, width = step["need"], step["width"]
     won, opened = sum(_won(slot) for slot, _ in slots), [again for _, again in slots if again]
     if won >= need or won + len(opened) < need:
         row = tx.one(REOPEN_STEP, at | {"status": "joined", "phase": "run", "pending": 0, "wins": won})
         return [_step_ring(row, at["trace"])] if row else []
     rows = tx.all(
         REOPEN_CALLS,
-        at | {"ids": [one["id"] for again in opened for one in again], "first": [again[0]["id"] for again in opened]},
+        at
+        | {
+            "ids": [one["id"] for again in opened for one in again],
+            "first": [again[0]["id"] for again in opened[:width]],
+        },
     )
     pending, wins = _count(tx, [(slot, bool(again)) for slot, again in slots], at)
     tx.one(REOPEN_STEP, at | {"status": "waiting", "phase": "run", "pending": pending, "wins": wins})

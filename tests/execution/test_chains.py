@@ -138,6 +138,44 @@ def test_for_each_starts_no_more_than_its_limit_and_one_more_at_each_end(run, ma
     assert result(trace) == [1, 2, 3, 4, 5]
 
 
+def test_a_retried_for_each_keeps_to_its_limit(make_lab, tools):
+    asked = []
+
+    @register_tool("picky", registry=tools, attempts=1)
+    def picky(n: int) -> int:
+        asked.append(n)
+        if len(asked) == 1:
+            raise ValueError("not yet")
+        return n
+
+    each = {"for_each": "payload.numbers", "tool": "picky", "args": {"n": {"=": "item"}}, "limit": 2}
+    lab = make_lab(chain={"chain": "c", "steps": [each]})
+    trace = lab.mesh.router.dispatch("work", "tester", "puppet", "c-1", {"numbers": [1, 2, 3, 4, 5]})
+    for _ in range(3):
+        lab.answer()
+    lab.bells.waiting.clear()
+    lab.mesh.engine.resume(trace.id)
+    lab.answer()  # one has failed, one of five is done, and the step has joined
+    assert trace.status() == "failed"
+    lab.bells.ring(retry.retry(lab.mesh.db, tenant="default", trace_id=trace.id, by="ann"))
+    open_ones = [one["status"] for one in lab.calls(trace) if one["status"] in {"ready", "held"}]
+    assert sorted(open_ones) == ["held", "held", "ready", "ready"]
+    lab.drain()
+    assert result(trace) == [1, 2, 3, 4, 5]
+
+
+@pytest.mark.parametrize(("said", "intent", "ends"), [
+    (None, None, 3), (True, None, 3), (False, None, 1), (False, True, 3), (True, False, 1),
+])  # fmt: skip
+def test_a_step_goes_on_where_its_policy_says_trigger_next_action(make_lab, shop, said, intent, ends):
+    first = {"tools": ["fast"], "id": "one"} | ({} if said is None else {"trigger_next_action": said})
+    lab = make_lab(chain={"chain": "c", "steps": [first, {"finish": 3}]})
+    policy = None if intent is None else {"trigger_next_action": intent}
+    trace = lab.mesh.router.dispatch("work", "tester", "puppet", "c-1", {}, policy=policy)
+    lab.drain()
+    assert result(trace) == ends
+
+
 @pytest.mark.parametrize("inline", [False, True])
 def test_for_each_with_require_each_keeps_what_succeeded(run, tools, inline):
     @register_tool("picky", registry=tools, attempts=1, inline=inline)
