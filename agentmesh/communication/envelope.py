@@ -63,8 +63,16 @@ def _policy(value: object) -> object:
         return value
     try:  # as JSON, where strict allows a list for a tuple
         return PolicyPatch.model_validate_json(jsontext.dumps(value, what="the policy"))
+    except ValidationError as bad:
+        raise ValueError(bad.errors()[0]["msg"]) from None
     except (BadJson, BadPolicy) as bad:
         raise ValueError(bad.what) from None
+
+
+SomePermissions = Annotated[Permissions | None, BeforeValidator(_permissions)]
+"""Permissions as JSON has them; None: all that the sender may give."""
+SomePolicy = Annotated[PolicyPatch | None, BeforeValidator(_policy)]
+"""An intent's own policy as JSON has it; None: nothing is overridden."""
 
 
 class _Part(Record):
@@ -87,7 +95,7 @@ class Context(_Part):
     context_id: ContextId
     locale: Locale | None = None
     auth_token: Annotated[str, Field(max_length=8192)] | None = Field(default=None, repr=False)
-    permissions: Annotated[Permissions | None, BeforeValidator(_permissions)] = None
+    permissions: SomePermissions = None
 
 
 class Command(_Part):
@@ -95,7 +103,7 @@ class Command(_Part):
 
     intent: Annotated[str, StringConstraints(pattern=r"^[A-Za-z][A-Za-z0-9_.:-]{0,127}$")]
     payload: dict[str, Json]
-    policy: Annotated[PolicyPatch | None, BeforeValidator(_policy)] = None
+    policy: SomePolicy = None
 
 
 class Envelope(_Part):

@@ -6,34 +6,13 @@ from datetime import datetime
 from typing import Annotated, Any, Generic, Literal, Self, TypeVar
 from uuid import UUID
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
 
-from agentmesh.errors import BadJson, BadPermission
-from agentmesh.infrastructure import jsontext
-from agentmesh.records import ContextId, IntentName, Locale, Name, Permissions, PolicyPatch, Record, check_permissions
+from agentmesh.communication.envelope import SomePermissions, SomePolicy
+from agentmesh.records import ContextId, IntentName, Locale, Name, Record
 
 T = TypeVar("T")
 Json = JsonValue
-
-
-def _permissions(value: object) -> object:
-    if not isinstance(value, list):
-        return value
-    try:
-        return check_permissions(value)
-    except BadPermission as bad:
-        raise ValueError(bad.what) from None
-
-
-def _policy(value: object) -> object:
-    if not isinstance(value, dict):
-        return value
-    try:  # as JSON, where strict allows a list for a tuple
-        return PolicyPatch.model_validate_json(jsontext.dumps(value, what="the policy"))
-    except ValidationError as bad:
-        raise ValueError(bad.errors()[0]["msg"]) from None
-    except BadJson as bad:
-        raise ValueError(bad.what) from None
 
 
 class NewIntent(Record):
@@ -50,8 +29,8 @@ class NewIntent(Record):
     intent: IntentName
     context_id: ContextId
     payload: dict[str, Json] = Field(default={})
-    permissions: Annotated[Permissions | None, BeforeValidator(_permissions)] = None
-    policy: Annotated[PolicyPatch | None, BeforeValidator(_policy)] = None
+    permissions: SomePermissions = None
+    policy: SomePolicy = None
     delay: Annotated[float, Field(gt=0, le=366 * 86_400, description="Seconds before it may begin.")] | None = None
     priority: Annotated[int, Field(ge=0, le=9, description="9 first.")] = 5
     locale: Locale | None = None
