@@ -1,8 +1,9 @@
 """Retry by hand: a failed trace goes on with the step that failed, under the same rows and the same keys.
 
 Its failed calls, and those an early join had cancelled, may run again: a higher epoch, as many more attempts as they
-had. What has succeeded stays. A row that was lost with its worker stays a suspect. A `once` call that failed never runs
-again: a person who knows what came of it resolves it, and the trace goes on from there. Lock order: trace → calls → step.
+had. What has succeeded stays. A child trace that failed is retried itself, and its parent's step waits for it. A row that
+was lost with its worker stays a suspect. A `once` call that failed never runs again: a person who knows what came of it
+resolves it, and the trace goes on from there. Lock order: trace → calls → step.
 """
 
 from __future__ import annotations
@@ -74,6 +75,31 @@ SELECT %(id)s, t.tenant_id, t.id, t.steps, 'start', 1 + (SELECT max(m.iteration)
   jsonb_build_object('to', %(node)s::text), mesh.mesh_now() FROM t
 """
 
+# How the child traces of a step's calls stand now: some may have been retried by themselves.
+CHILDREN = """
+SELECT c.id, t.status, t.result FROM mesh.calls c JOIN mesh.traces t ON t.id = c.child_trace_id AND t.tenant_id = c.tenant_id
+ WHERE c.step_id = %(step)s AND c.tenant_id = %(tenant)s AND c.status = 'failed'
+"""
+
+WAIT_AGAIN = """
+UPDATE mesh.calls SET status = CASE WHEN id = ANY(%(done)s) THEN 'done' ELSE 'running' END, epoch = epoch + 1, error = NULL,
+  result = CASE WHEN id = ANY(%(done)s) THEN (SELECT t.result FROM mesh.traces t WHERE t.id = calls.child_trace_id
+    AND t.tenant_id = %(tenant)s) END, ended_at = CASE WHEN id = ANY(%(done)s) THEN mesh.mesh_now() END
+ WHERE id = ANY(%(ids)s) AND tenant_id = %(tenant)s AND status = 'failed'
+"""
+
+# Their parent waits for them, and it may be that they have told it, or tell it now, while it did not.
+ENDED = """
+SELECT t.id, t.status, t.parent_owed FROM mesh.calls c JOIN mesh.traces t ON t.id = c.child_trace_id AND t.tenant_id = c.tenant_id
+ WHERE c.trace_id = %(trace)s AND c.tenant_id = %(tenant)s AND c.kind = 'child' AND c.status = 'running'
+   AND t.status IN ('done', 'failed', 'cancelled') ORDER BY t.id
+"""
+
+TELL_AGAIN = """
+UPDATE mesh.traces SET parent_owed = true WHERE id = %(child)s AND tenant_id = %(tenant)s
+   AND status IN ('done', 'failed', 'cancelled')
+"""
+
 # What a person says is an attempt of its own, which ends the call.
 SETTLE_BY_HAND = """
 WITH c AS (UPDATE mesh.calls SET status = CASE WHEN %(won)s THEN 'done' ELSE 'failed' END, result = %(result)s::jsonb,
@@ -111,22 +137,71 @@ SELECT id, epoch, queue, agent, priority FROM mesh.steps WHERE trace_id = %(trac
 def retry(db: Database, *, tenant: str, trace_id: UUID, by: str) -> list[Ring]:
     """The failed trace runs again from the step that failed, its dead letters are settled; the rings that are owed.
 
-    Raises NotRetryable: when it has not failed, when a verdict ended it, or when a `once` call would run again.
+    Where a child trace had failed, the step waits for that one, which is retried in the same way. A crash in between leaves
+    a parent that waits for a failed child: to retry it again goes on from there. Raises NotRetryable: when it has not
+    failed, when a verdict ended it, when a `once` call would run again, or when that is so of a child; then its parent
+    fails anew.
     """
+    at = {"trace": trace_id, "tenant": tenant}
+    rings = _retry(db, at, by)
+    ended = db.once(ENDED, at)
+    again = [row["id"] for row in ended if row["status"] == "failed" and not row["parent_owed"]]
+    for row in ended:
+        if row["status"] != "failed":
+            db.once(TELL_AGAIN, at | {"child": row["id"]})
+    if rings is None and not again:
+        raise NotRetryable("this trace has not failed", value=str(trace_id))
+    found = list(rings or ())
+    for child in again:
+        try:
+            found += retry(db, tenant=tenant, trace_id=child, by=by)
+        except NotRetryable as exc:
+            db.once(TELL_AGAIN, at | {"child": child})
+            raise NotRetryable(f"child trace {child} of this one cannot be retried: {exc.what}", value=exc.value,
+                               expected=exc.expected, next=exc.next) from exc  # fmt: skip
+    return found
+
+
+def _retry(db: Database, at: dict[str, Any], by: str) -> list[Ring] | None:
+    """The trace by itself; None when it has not failed."""
     with db.begin() as tx:
-        step, at = _reopen_trace(tx, tenant, trace_id, {"retry": True, "by": by})
-        if step is None:
-            raise NotRetryable("no step of this trace failed: a verdict ended it", value=str(trace_id),
-                               next="agentmesh submit")  # fmt: skip
-        if step["kind"] == "delegate" and step["wins"] < step["need"]:
-            raise NotRetryable("a child trace of this step failed, and is not asked again in place", value=str(trace_id),
-                               next=f"agentmesh rewind {trace_id} --to {step['ordinal']}")  # fmt: skip
-        closed = _begin_again(tx, at)
-        if step["kind"] == "tools" and step["wins"] < step["need"]:
-            return closed + _reopen_tools(tx, at, step, _again(tx.all(LOCK_CALLS, at)))
-        row = tx.one(REOPEN_STEP, at | {"status": "ready", "phase": step["phase"], "pending": 0, "wins": step["wins"]})
-        return closed + ([_step_ring(row, trace_id)] if row else [])
-    return []
+        return _retry_in(tx, at, by)
+    return None
+
+
+def _retry_in(tx: Tx, at: dict[str, Any], by: str) -> list[Ring] | None:
+    trace_id: UUID = at["trace"]
+    try:
+        step, at = _reopen_trace(tx, at["tenant"], trace_id, {"retry": True, "by": by})
+    except NotRetryable:
+        return None
+    if step is None:
+        raise NotRetryable("no step of this trace failed: a verdict ended it", value=str(trace_id),
+                           next="agentmesh submit")  # fmt: skip
+    closed = _begin_again(tx, at)
+    if step["kind"] == "delegate" and step["wins"] < step["need"]:
+        return closed + _wait_again(tx, at, step)
+    if step["kind"] == "tools" and step["wins"] < step["need"]:
+        return closed + _reopen_tools(tx, at, step, _again(tx.all(LOCK_CALLS, at)))
+    row = tx.one(REOPEN_STEP, at | {"status": "ready", "phase": step["phase"], "pending": 0, "wins": step["wins"]})
+    return closed + ([_step_ring(row, trace_id)] if row else [])
+
+
+def _wait_again(tx: Tx, at: dict[str, Any], step: Row) -> list[Ring]:
+    """The step waits for its failed child traces once more; what one of them has come to meanwhile counts."""
+    calls = tx.all(LOCK_CALLS, at)
+    children = {row["id"]: row["status"] for row in tx.all(CHILDREN, at)}
+    done = [call for call, status in children.items() if status == "done"]
+    again = [call for call, status in children.items() if status not in {"done", "cancelled"}]
+    won = len(done) + sum(_won(slot) for slot in _slots(calls))
+    if won + len(again) < step["need"]:
+        raise NotRetryable("child traces of this step were cancelled, and are not asked again in place", value=str(at["trace"]),
+                           next=f"agentmesh rewind {at['trace']} --to {step['ordinal']}")  # fmt: skip
+    tx.count(WAIT_AGAIN, at | {"done": done, "ids": [*done, *again]})
+    joined = won >= step["need"]
+    status, pending = ("joined", 0) if joined else ("waiting", len(again))
+    row = tx.one(REOPEN_STEP, at | {"status": status, "phase": "run", "pending": pending, "wins": won})
+    return [_step_ring(row, at["trace"])] if row and joined else []
 
 
 def resolve(

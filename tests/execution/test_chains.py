@@ -3,7 +3,7 @@
 import pytest
 
 from agentmesh import define_agent
-from agentmesh.errors import AlreadyDecided, BadPayload, NotRetryable
+from agentmesh.errors import AlreadyDecided, BadPayload, NotRetryable, Permanent
 from agentmesh.execution.callbacks import HANDLERS
 from agentmesh.execution.tools import register_tool
 from agentmesh.records import Backoff
@@ -449,11 +449,101 @@ def test_a_child_has_no_more_permissions_than_its_errand_and_its_parent(pair):
     assert child["permissions"] == []
 
 
-def test_a_step_whose_child_failed_is_rewound_and_not_retried(pair):
+@pytest.fixture
+def mending():
+    """A reasoner that fails until `up` is not empty, with nothing tried twice."""
+    up, asked = [], []
+
+    def reason(session):
+        asked.append(session.payload.get("n"))
+        if not up:
+            raise Permanent("down")
+        return {"answer": session.payload.get("n")}
+
+    reason.up, reason.asked = up, asked
+    return reason
+
+
+def again(lab, trace):
+    lab.bells.ring(retry.retry(lab.mesh.db, tenant="default", trace_id=trace.id, by="ann"))
+    lab.drain()
+
+
+def test_a_retried_step_waits_for_its_failed_children_which_are_retried(pair, mending):
+    errands = ["other", {"to": "helper", "payload": {"n": 1}}, {"to": "helper", "payload": {"n": 2}, "as": "second"}]
+    lab, trace = pair({"delegate": errands}, {"finish": {"=": "result"}}, helper=mending)
+    before = [one["id"] for one in children(lab, trace)]
+    assert trace.status() == "failed"
+    mending.up.append(1)
+    again(lab, trace)
+    assert result(trace) == {"other": "other", "helper": 1, "second": 2}
+    assert [one["id"] for one in children(lab, trace)] == before  # the same children; what was done stays
+    assert sorted(mending.asked) == [1, 1, 2, 2]
+    assert lab.step(trace)["pending"] == 0
+
+
+def test_a_child_that_was_mended_by_itself_counts_when_its_parent_is_retried(pair, mending):
+    lab, trace = pair({"delegate": "helper", "payload": {"n": 1}}, {"finish": {"=": "[result]"}}, helper=mending)
+    mending.up.append(1)
+    [child] = children(lab, trace)
+    again(lab, lab.mesh.trace(child["id"]))
+    assert (lab.mesh.trace(child["id"]).status(), trace.status()) == ("done", "failed")
+    again(lab, trace)
+    assert (result(trace), mending.asked) == ([1], [1, 1])
+
+
+def test_a_child_that_ends_while_its_parent_is_retried_is_not_missed(pair, mending):
+    lab, trace = pair({"delegate": "helper", "payload": {"n": 1}}, helper=mending)
+    mending.up.append(1)
+    [child] = children(lab, trace)
+    lab.bells.ring(retry.retry(lab.mesh.db, tenant="default", trace_id=child["id"], by="bob"))
+    with lab.mesh.db.begin() as tx:  # not committed when the child ends, and tells a parent that has failed
+        retry._retry_in(tx, {"trace": trace.id, "tenant": "default"}, "ann")
+        lab.drain()
+    assert (lab.mesh.trace(child["id"]).status(), trace.status()) == ("done", "running")
+    with pytest.raises(NotRetryable):
+        again(lab, trace)  # the rest of the retry
+    [owed] = between.owed(lab.mesh.db, batch=10)
+    lab.bells.ring(between.pay(lab.mesh.db, owed["id"]))
+    lab.drain()
+    assert result(trace) == 1
+
+
+def test_a_retry_that_stopped_half_way_is_gone_on_with(pair, mending):
+    lab, trace = pair({"delegate": "helper", "payload": {"n": 1}}, helper=mending)
+    mending.up.append(1)
+    retry._retry(lab.mesh.db, {"trace": trace.id, "tenant": "default"}, "ann")  # and here the process died
+    lab.drain()
+    assert trace.status() == "running"
+    again(lab, trace)
+    assert result(trace) == 1
+    with pytest.raises(NotRetryable, match="this trace has not failed"):
+        again(lab, trace)
+
+
+def test_a_child_that_cannot_be_retried_fails_its_parent_anew(pair):
     lab, trace = pair({"delegate": "helper"}, helper=lambda _session: {"tools": ["boom"]})
+    for row in lab.rows("UPDATE mesh.calls SET effect = 'once' WHERE tool = 'boom' RETURNING id"):
+        with pytest.raises(
+            NotRetryable, match="of this one cannot be retried: call boom may have taken effect"
+        ) as caught:
+            again(lab, trace)
+        assert caught.value.next == f"agentmesh resolve {row['id']}"
+    [owed] = between.owed(lab.mesh.db, batch=10)
+    lab.bells.ring(between.pay(lab.mesh.db, owed["id"]))
+    lab.drain()
+    assert trace.status() == "failed"
+
+
+def test_a_step_whose_child_was_cancelled_is_rewound_and_not_retried(pair):
+    lab, trace = pair({"parallel": {"slow": [{"wait": "1d"}]}})
+    [child] = children(lab, trace)
+    steering.cancel(lab.mesh.db, tenant="default", trace_id=child["id"], by="ann")
+    lab.bells.ring(between.pay(lab.mesh.db, child["id"]))
+    lab.drain()
     assert trace.status() == "failed"
     with pytest.raises(NotRetryable) as caught:
-        retry.retry(lab.mesh.db, tenant="default", trace_id=trace.id, by="ann")
+        again(lab, trace)
     assert caught.value.next == f"agentmesh rewind {trace.id} --to 2"
 
 
