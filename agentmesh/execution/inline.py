@@ -7,7 +7,6 @@ for: the step waits, the trace is let go, and the call is rung on the agent's qu
 from __future__ import annotations
 
 import random
-import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import CancelledError, Future
 from concurrent.futures import TimeoutError as RoundTimeout
@@ -39,9 +38,9 @@ def run_round(running: Sequence[LiveCall], at: Position, parts: Parts) -> dict[U
     try:
         for one in running:
             futures[one.call["id"]] = _submitted(one, at, parts)
-        began = time.monotonic()
+        began = parts.monotonic()
         return {
-            one.call["id"]: _awaited(futures[one.call["id"]], began + one.call["timeout_s"] - time.monotonic())
+            one.call["id"]: _awaited(futures[one.call["id"]], began + one.call["timeout_s"] - parts.monotonic())
             for one in running
         }
     finally:

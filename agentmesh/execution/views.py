@@ -6,6 +6,7 @@ Big values stand aside in blobs: they are expanded here on the way to user code,
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -64,6 +65,7 @@ class Parts:
     moment: Callable[[dict[str, Json]], str]
     pool: ThreadPoolExecutor
     redact: Callable[[Json], Json] = field(default=lambda value: value)
+    monotonic: Callable[[], float] = time.monotonic
 
 
 class Views:

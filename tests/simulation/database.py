@@ -16,7 +16,7 @@ from psycopg.pq import TransactionStatus
 
 from agentmesh.infrastructure.database import Connection, Database, Row, Tx
 from agentmesh.state import announced, calls, contexts, dispatch, landing, leases, memory, rescue, rings, traces
-from tests.simulation.stage import Stage, Stuck
+from tests.simulation.stage import Stage, Stuck, Task
 
 CLOCK = """
 CREATE SCHEMA IF NOT EXISTS sim;
@@ -117,6 +117,17 @@ class SimTx(Tx):
         task = self._db.stage.current
         if task is None:
             return run()
+        alone = self.connection.pgconn.transaction_status == TransactionStatus.IDLE
+        while True:
+            try:
+                return self._once(task, sql, run)
+            except psycopg.errors.QueryCanceled:
+                before, task.behind = task.behind, None
+                if before is None or not alone or task.doomed:
+                    raise
+                self._db.stage.wait_until(lambda before=before: before.blocked_at is None, f"{task.sql} (again)")
+
+    def _once(self, task: Task, sql: str, run: Callable[[], Any]) -> Any:
         task.sql = NAMES.get(sql) or ("landing.commit" if "AS base" in sql else " ".join(sql.split()[:3]))
         alone = self.connection.pgconn.transaction_status == TransactionStatus.IDLE
         over = self._db.faults.held() if alone and not task.quiet and not task.doomed else None

@@ -15,6 +15,7 @@ from itertools import pairwise
 from typing import Any
 
 ENDS = frozenset({"EXEC_DONE", "EXEC_FAIL", "EXEC_CANCEL"})
+MOMENT_S = 0.001  # what is lost when a time becomes a float
 GIVES_WAY = frozenset({"failed", "timeout", "lost", "released", "stale"})
 """How an attempt ended after which another one may start."""
 
@@ -258,6 +259,10 @@ def only_what_is_recorded_runs(known: Indexed) -> Iterator[Violation]:
             yield Violation("P5", "a tool with effect once was started more than once", _lines(entered))
         applied = [one for one in ran if one.what == "applied"]
         won = [one for one in known.keys.get(key, []) if one.outcome == "won"]
+        for one in won:
+            left = [run for run in ran if run.what == "left" and (run.attempt, run.epoch) == (one.n, one.epoch)]
+            if entered and not any(one.ended is not None and run.at <= one.ended + MOMENT_S for run in left):
+                yield Violation("P4", "an attempt won with what another one's run had returned", _lines([one, *left]))
         if len(applied) > 1 or (applied and not won):
             yield Violation("P5", "what a transactional tool wrote is not there exactly once",
                             _lines([*applied, *known.keys.get(key, [])]))  # fmt: skip
@@ -270,7 +275,7 @@ def only_what_is_recorded_runs(known: Indexed) -> Iterator[Violation]:
 
 def callbacks_happen_once(known: Indexed) -> Iterator[Violation]:
     for step, events in known.steps.items():
-        for name in ("CALLBACK_RESULT", "CALLBACK_NEXT_ACTION", "MEMORY_WRITE", "EXEC_DELEGATE", "REASONER_ACTION"):
+        for name in ("CALLBACK_RESULT", "CALLBACK_NEXT_ACTION", "MEMORY_WRITE", "REASONER_ACTION"):
             some = [one for one in events if one.name == name]
             if len(some) > 1:
                 yield Violation("P6", f"step {step} has more than one {name}", _lines(some))
@@ -368,9 +373,9 @@ RULES: tuple[Rule, ...] = (
 
 
 def _children(known: Indexed) -> dict[str, list[Event]]:
-    """Which EXEC_DELEGATE events made each delegated trace."""
+    """Which EXEC_DELEGATE events made each delegated trace; those of a call tell how it ended."""
     return _grouped(
-        (e for e in known.known.events if e.name == "EXEC_DELEGATE" and e.body.get("trace")),
+        (e for e in known.known.events if e.name == "EXEC_DELEGATE" and e.body.get("trace") and e.call_id is None),
         lambda one: one.body["trace"],
     )
 

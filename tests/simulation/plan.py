@@ -65,6 +65,7 @@ class Outcome:
     reached: Counter[str] = field(default_factory=Counter)
     digest: str = ""
     lines: list[str] = field(default_factory=list)
+    events: list[str] = field(default_factory=list)
     jobs: tuple[int, ...] = ()
     storm: int = 0
     fired: list[int] = field(default_factory=list)

@@ -9,6 +9,7 @@ import tempfile
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -67,16 +68,25 @@ def play(plan: Plan, *, verbose: bool = False) -> Outcome:
     return World(_bases[0], plan, verbose=verbose).run()
 
 
+def first_difference(one: Outcome, other: Outcome) -> str:
+    """Where two histories of one seed part."""
+    for at, pair in enumerate(zip_longest(one.lines, other.lines)):
+        if pair[0] != pair[1]:
+            return f"line {at} of {len(one.lines)} and {len(other.lines)}: {pair[0]} | {pair[1]}"
+    return "the same lines, other events: " + str(
+        next((pair for pair in zip_longest(one.events, other.events) if pair[0] != pair[1]), None)
+    )
+
+
 def _play(plan: Plan) -> Outcome:
     outcome = play(plan)
     if plan.twice:
         again = play(plan)
         if again.digest != outcome.digest:
-            differ = [pair for pair in zip(outcome.lines, again.lines, strict=False) if pair[0] != pair[1]]
-            first = differ[0] if differ else ("its end", "its end")
-            outcome.broken.append(f"twice: the same seed gave another history: {first[0]} | {first[1]}")
+            outcome.broken.append(f"twice: the same seed gave another history: {first_difference(outcome, again)}")
     if not outcome.broken and not plan.lines:
         outcome.lines.clear()
+        outcome.events.clear()
     return outcome
 
 

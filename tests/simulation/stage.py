@@ -41,6 +41,7 @@ class Task:
         self.lucky = 0  # statements until the next one may meet a fault
         self.wrapped = False  # the server is committing: it does so without the client
         self.blocked_at: float | None = None
+        self.behind: Task | None = None  # who waited for the same lock before
         self.parked = threading.Event()
         self.connection: Any = None  # in an open transaction
         self.pid: int | None = None  # of the backend that works for it now
@@ -128,6 +129,25 @@ class Stage:
         """Its session is ended by the server, and its transaction rolled back."""
         self._admin.execute("SELECT pg_terminate_backend(%s, 5000)", (task.connection.info.backend_pid,))
         task.connection = None
+
+    def crowded(self, task: Task) -> bool:
+        """Whether somebody else waits for what this task has just begun to wait for; then its statement is ended.
+
+        Who of several that wait for one row comes next is PostgreSQL's choice, and not the same every time. A statement
+        that is a transaction by itself is sent again when the other one has gone on; any other has run into its limit.
+        """
+        waiting = {one.pid: one for one in self.tasks if one.blocked_at is not None and one is not task}
+        mine = self._holders(task.pid)
+        before = next((one for pid, one in waiting.items() if pid in mine or mine & self._holders(pid)), None)
+        if before is None:
+            return False
+        task.behind = before
+        self.cancel(task)
+        return True
+
+    def _holders(self, pid: int | None) -> set[int]:
+        found = self._admin.execute("SELECT pg_blocking_pids(%s)", (pid,)).fetchone()
+        return set(found[0]) if found else set()
 
     def cancel(self, task: Task) -> None:
         """The statement it waits in is ended by the server."""

@@ -50,7 +50,9 @@ def clean() -> History:
         ran=[
             Ran(3, "entered", "t", "work", "key-a", 1, 1),
             Ran(15, "entered", "t", "work", "key-a", 2, 2),
+            Ran(16, "left", "t", "work", "key-a", 2, 2),
             Ran(3, "entered", "t", "work", "key-b", 1, 1),
+            Ran(4, "left", "t", "work", "key-b", 1, 1),
         ],
         submitted=[Submitted(0, "job-0", "k", "accepted", "t"), Submitted(0, "job-0", "k", "accepted", "t")],
     )  # fmt: skip
@@ -97,6 +99,7 @@ BAD: dict[str, tuple[str, Spoil]] = {
     "a call was won twice": ("P4", lambda h: alter(h.attempts, 1, outcome="won")),
     "a call was won by a former holder": ("P4", lambda h: h.attempts.append(
         Attempt("7", "t", "s", "tool", 2, 2, "b", "w1", "key-b", "lost", 5, 6))),
+    "a call was won with the result of another run": ("P4", lambda h: alter(h.ran, 2, at=17)),
     "a result was told twice": ("P4", lambda h: add(h, ("t", "TOOL_EXEC"), Event("t", 0, "TOOL_EXEC", "s", "a"))),
     "a result that nobody won was told": ("P4", lambda h: alter(h.attempts, 3, outcome="failed")),
     "a step was decided twice": ("P4", lambda h: h.attempts.append(
@@ -116,7 +119,7 @@ BAD: dict[str, tuple[str, Spoil]] = {
     "a transaction was applied and lost": ("P5", lambda h: (
         h.ran.append(Ran(0, "applied", "t", "work", "key-c", 1, 1, effect="tx")),
         h.attempts.append(Attempt("7", "t", "s", "tool", 1, 1, "c", "w1", "key-c", "failed", 5, 6)))),
-    "a transaction was won and not applied": ("P5", lambda h: alter(h.ran, 2, effect="tx")),
+    "a transaction was won and not applied": ("P5", lambda h: alter(h.ran, 3, effect="tx")),
     "a callback ruled twice": ("P6", lambda h: add(h, ("t", "CALLBACK_RESULT"), Event("t", 0, "CALLBACK_RESULT", "s"))),
     "a callback gave no verdict": ("P6", lambda h: drop(h, "u", "CALLBACK_NEXT_ACTION")),
     "a delegated trace is missing": ("P6", lambda h: alter(h.events, 9, body={"trace": "x"})),

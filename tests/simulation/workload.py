@@ -15,6 +15,7 @@ from agentmesh.errors import Permanent
 from agentmesh.execution.callbacks import HANDLERS, register_callback
 from agentmesh.execution.tools import ToolContext, ToolRegistry, register_tool
 from agentmesh.records import Backoff
+from tests.simulation import chains
 
 AGENTS = {"alpha": "sequential", "beta": "parallel"}
 LEAVES = ("work", "work", "keyed", "once", "booked", "narrow")
@@ -52,10 +53,10 @@ class Moods:
 
 def jobs(seed: int, count: int) -> list[Job]:
     """`count` intents; each is the same for every `count`."""
-    return [_job(Random(f"{seed}/job/{number}"), number) for number in range(count)]
+    return [_job(Random(f"{seed}/job/{number}"), number, seed) for number in range(count)]
 
 
-def _job(chance: Random, number: int) -> Job:
+def _job(chance: Random, number: int, seed: int) -> Job:
     rounds = chance.choices((0, 1, 2, 3), (1, 6, 3, 1))[0]
     do = [_action(chance) for _ in range(rounds)]
     then: list[dict[str, Any] | None] = [_ruling(chance, last=at == rounds) for at in range(rounds + 1)]
@@ -70,8 +71,11 @@ def _job(chance: Random, number: int) -> Job:
     if chance.random() < 0.2:
         payload["thinks_s"] = chance.choice((0.5, 3.0, 6.5))
     keyed = chance.random() < 0.4
+    agent = chance.choice(sorted(AGENTS))
+    if Random(f"{seed}/chained/{number}").random() < 0.3:
+        agent, payload, policy = chains.AGENT, {}, {"backoff": policy["backoff"]}
     return Job(
-        number, chance.choice(sorted(AGENTS)), f"c-{chance.randint(1, 2)}", payload, policy, at=chance.uniform(0, 4),
+        number, agent, f"c-{chance.randint(1, 2)}", payload, policy, at=chance.uniform(0, 4),
         key=f"key-{number}" if keyed else None, producers=2 if keyed and chance.random() < 0.5 else 1,
         delay=chance.uniform(1, 5) if chance.random() < 0.1 else None, priority=chance.choice((1, 5, 5, 5, 9)),
     )  # fmt: skip
@@ -124,6 +128,12 @@ class Scripted:
         self.tools = ToolRegistry()
         self.agents: dict[str, AgentSpec] = {}
         self._register()
+
+    def chained(self, seed: int) -> None:
+        """From now on one of the agents follows the chain of this seed."""
+        made = chains.chain(seed, lambda chance, label: _use(chance, label, inline=chance.random() < 0.3))
+        names = [one.name for one in self.tools.list()]
+        self.agents[chains.AGENT] = define_agent(chains.AGENT, chain=made, tools=names, grants=["*"])
 
     def begin(self, ran: Callable[[str, ToolContext], None], pause: Callable[[float], None]) -> None:
         """From now on `ran` is told of every start and end of a tool, and `pause` takes the schedule's time."""

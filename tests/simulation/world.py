@@ -12,6 +12,7 @@ import hashlib
 import math
 import random
 from collections import Counter
+from contextlib import suppress
 from dataclasses import replace
 from random import Random
 from typing import Any
@@ -22,7 +23,7 @@ from agentmesh import records, testing
 from agentmesh.communication.doorbell import Doorbell
 from agentmesh.coordination import process
 from agentmesh.coordination.notes import Notes
-from agentmesh.errors import OutcomeUnknown
+from agentmesh.errors import MeshError, OutcomeUnknown
 from agentmesh.execution import router
 from agentmesh.execution.failures import AWAY
 from agentmesh.infrastructure import faults
@@ -33,6 +34,7 @@ from agentmesh.wiring import Mesh
 from tests.simulation import history
 from tests.simulation.base import Base
 from tests.simulation.broker import Message, SimBroker
+from tests.simulation.chains import AGENT
 from tests.simulation.history import History, Ran, Submitted
 from tests.simulation.luck import Luck
 from tests.simulation.plan import Outcome, Plan
@@ -41,6 +43,8 @@ from tests.simulation.worker import PACE, Ids, SimWorker
 from tests.simulation.workload import Job, jobs
 
 HEAL_S = 400.0
+WAITING = """SELECT id, trace_id, node, kind FROM mesh.steps WHERE status = 'waiting' AND kind IN ('signal', 'approval')
+ ORDER BY id"""
 SLOTS = 3
 
 
@@ -75,6 +79,8 @@ class World:
         self.delivering: Counter[str] = Counter()
         self.last: Task | None = None
         self.replacements: list[float] = []
+        self.people, self.next_person = Random(f"{seed}/people"), 0.0
+        self.people_come = any(one.agent == AGENT for one in self.jobs)
         self.hash = hashlib.sha256()
 
     # --- what the simulated see -------------------------------------------------------------------------------------
@@ -96,7 +102,7 @@ class World:
         task = self.stage.current
         effect = "tx" if ctx.tx is not None else self.script.tools.get(ctx.tool).effect
         seen = (ctx.tool, ctx.idempotency_key, ctx.attempt, ctx.epoch)
-        self.history.ran.append(Ran(self.now, what, str(ctx.trace_id), *seen, str(task), effect))
+        self.history.ran.append(Ran(self.now + self.jumped, what, str(ctx.trace_id), *seen, str(task), effect))
 
     # --- its parts ------------------------------------------------------------------------------------------------
 
@@ -139,7 +145,8 @@ class World:
         mesh.__dict__["key_table"] = self.base.key_table
         mesh.__dict__["blobs"] = BlobStore(self.base.db, inline_bytes=self.inline_bytes)
         mesh.client._agents = {mesh.tenant: (math.inf, dispatch.agents(self.base.db, mesh.tenant))}  # for ever fresh
-        mesh.__dict__["parts"] = replace(mesh.parts, pool=Pool(self.stage, lambda: self.now))  # type: ignore[arg-type]
+        clock = lambda: self.now  # noqa: E731 - handed on twice
+        mesh.__dict__["parts"] = replace(mesh.parts, pool=Pool(self.stage, clock), monotonic=clock)  # type: ignore[arg-type]
         mesh.__dict__["_alone"] = self.alone
         return mesh
 
@@ -197,6 +204,7 @@ class World:
         self.stage.reset()
         self.base.faults.luck = self.luck
         self.script.begin(self.ran, self.pause)
+        self.script.chained(self.plan.seed)
         for point in sorted(one for one in faults.POINTS if not one.startswith("wire.")):  # each round trip is a step
             faults.arm(point, lambda point=point: self._point(point))
         first = self.mesh()
@@ -243,6 +251,8 @@ class World:
         self.say(f"{task} {task.at if not blocked else f'waits for a lock in {task.sql}'}{' END' if task.done else ''}")
         if task.done and task.error is not None:
             self._failed(task)
+        if blocked and self.stage.crowded(task):
+            self.say(f"{task} comes again when nobody waits before it")
         for freed in self.stage.settle():
             self.say(f"{freed} has its lock")
         for waiting in [
@@ -353,12 +363,33 @@ class World:
         if self.replacements and self.replacements[0] <= self.now:
             self.replacements.pop(0)
             self.hire("all")
+        if self.people_come and self.next_person <= self.now:
+            found += self._asked()
         return found
+
+    def _asked(self) -> list[Any]:
+        """What a person may do now, as functions that make it a task: now and then one looks at what waits."""
+        self.next_person = self.now + self.people.uniform(0.5, 4)
+        return [lambda row=row: self._answer(row) for row in self.base.rows(WAITING)]
+
+    def _answer(self, row: dict[str, Any]) -> Task:
+        refuse, twice = self.people.random() < 0.2, self.people.random() < 0.3
+
+        def answer() -> None:
+            for _ in range(1 + twice):
+                with suppress(MeshError):  # it was answered, or over, before
+                    if row["kind"] == "approval":
+                        self.producer.people.decide(row["trace_id"], refuse=refuse, by="ann")
+                    else:
+                        self.producer.people.signal(row["trace_id"], row["node"], by="ann", key=str(row["id"]))
+
+        return self.spawn("person", None, answer)
 
     def _idle(self) -> None:
         """Nobody has anything to do: on to the next moment when somebody has."""
         moments = [one.due for one in self.broker.waiting] + self.replacements
         moments += [at for at, _ in self.submitting[:1]]
+        moments += [self.next_person] if self.people_come else []
         moments += [one.frozen_until for one in self.workers if one.alive]
         moments += [at for one in self.workers if one.alive for at in (one.next_beat, one.next_look)]
         later = [one for one in moments if one > self.now]
@@ -452,7 +483,8 @@ class World:
         self.base.export(self.history)
         self.outcome.broken += [str(one) for one in history.violations(self.history)]
         for event in self.history.events:
-            self.hash.update(f"{event.trace_id}{event.seq}{event.name}".encode())
+            self.outcome.events.append(f"{event.trace_id} {event.seq} {event.name}")
+        self.hash.update("\n".join(self.outcome.events).encode())
 
     def _replay_messages(self) -> None:
         before = self.base.everything()
