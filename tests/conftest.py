@@ -6,6 +6,8 @@ rows into the state they need, and to hold locks and move the database's clock.
 
 from __future__ import annotations
 
+import shutil
+import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -34,6 +36,15 @@ from agentmesh.wiring import Mesh
 def postgres() -> str:
     """A PostgreSQL server where databases may be made."""
     return testing.need("AGENTMESH_TEST_POSTGRES_URL")
+
+
+@pytest.fixture
+def home() -> Iterator[Path]:
+    """A folder that the accounts of servers can enter."""
+    made = Path(tempfile.mkdtemp(prefix="amtest-"))
+    made.chmod(0o755)
+    yield made
+    shutil.rmtree(made, ignore_errors=True)
 
 
 @pytest.fixture(scope="session")

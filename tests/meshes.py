@@ -57,6 +57,11 @@ class Process:
     def running(self) -> bool:
         return self._process.poll() is None
 
+    @property
+    def ended(self) -> int | None:
+        """Its exit code, or minus the signal that ended it; None while it runs."""
+        return self._process.poll()
+
     def signal(self, number: int, *, tree: bool = False) -> None:
         if tree:
             os.killpg(self.pid, number)

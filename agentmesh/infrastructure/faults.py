@@ -25,7 +25,7 @@ POINTS = frozenset({
     "join.after_commit", "callback.before", "callback.after_handler", "callback.after_commit", "next.after_commit",
     "finish.before_commit", "finish.after_commit", "rescue.after_select", "rescue.after_update", "beat.before",
     "timer.after_fire", "admission.after_commit", "webhook.before_post", "webhook.after_post", "wire.before_send",
-    "wire.after_answer", "migrate.between",
+    "migrate.between",
 })  # fmt: skip
 
 BARRIER_S = 20.0
@@ -87,7 +87,6 @@ def sending(wire: Wire) -> None:
 
 def answered(wire: Wire, *, committed: bool) -> None:
     """It was answered; under `commit_unknown` nobody hears of the first one that left nothing uncommitted."""
-    point("wire.after_answer")
     if committed and _take("commit_unknown"):
         wire.close()
         raise psycopg.OperationalError("the answer to COMMIT was lost (a fault was injected here)")

@@ -23,10 +23,12 @@ from agentmesh.infrastructure.settings import load
 from agentmesh.testing import until
 from agentmesh.wiring import Mesh, build
 from tests import meshes
+from tests.faults import figures
 from tests.faults.proxy import Proxy
 from tests.meshes import Process
 
 HERE = Path(__file__).parent
+SPARE_THREADS = 12  # of a worker, beside those that run tools or traces: its loops, timers and connections
 PARTS = 8  # of the parallel shape
 TENANTS = ("default", "acme", "globex")
 SHAPES = ("serial", "parallel", "fallback", "loop", "memory", "delegate")
@@ -65,6 +67,14 @@ class Ran:
     pid: int
 
 
+def threads(pid: int) -> int:
+    """How many threads the process has; 0 when it is gone."""
+    try:
+        return len(os.listdir(f"/proc/{pid}/task"))
+    except FileNotFoundError:
+        return 0
+
+
 class Bench(meshes.Story):
     """A mesh under faults. `servers` are its own, `links` its proxies; both are healed by `settle`."""
 
@@ -82,8 +92,16 @@ class Bench(meshes.Story):
         self.reached = home / "reached"
         self.reached.mkdir()
         self.reached.chmod(0o777)
+        self.temporary = home / "tmp"
+        self.temporary.mkdir()
+        self.temporary.chmod(0o777)
+        self.env["TMPDIR"] = str(self.temporary)
+        self._most_threads: dict[Process, int] = {}
         self.env |= {"FAULTS_LEDGER": ledger_url, "AGENTMESH_TEST_REACHED": str(self.reached)}
-        self._armed: list[str] = []
+        self.test = ""
+        self.accepted: list[UUID] = []
+        self.kills = self.messages_lost = 0  # that no process of ours shows
+        self._armed: list[tuple[str, str, Process]] = []
         self._tenants: dict[str, Mesh] = {}
         with psycopg.connect(ledger_url, autocommit=True) as ledger:
             ledger.execute(LEDGER)
@@ -94,8 +112,16 @@ class Bench(meshes.Story):
 
     def armed(self, kind: str, faults: str, **options: Any) -> Process:
         """A worker in which these points are armed; each must be reached before the test is over."""
-        self._armed += [one.partition("=")[0] for one in faults.split(",")]
-        return self.worker(kind, AGENTMESH_TEST_FAULTS=faults, **options)
+        made = self.worker(kind, AGENTMESH_TEST_FAULTS=faults, **options)
+        for one in faults.split(","):
+            point, _, action = one.partition("=")
+            self._armed.append((point, action, made))
+        return made
+
+    def worker(self, kind: str, *, concurrency: int = 4, **options: Any) -> Process:
+        made = super().worker(kind, concurrency=concurrency, **options)
+        self._most_threads[made] = concurrency + SPARE_THREADS
+        return made
 
     def times(self, point: str) -> int:
         """How often an armed point was reached so far."""
@@ -114,7 +140,16 @@ class Bench(meshes.Story):
             if process.running:
                 process.signal(signal.SIGCONT, tree=True)
 
+    def loses(self) -> None:
+        """The broker is about to lose what it holds."""
+        self.messages_lost += sum(self.mesh.broker.depths(self.queues()).values())
+
     # --- load -------------------------------------------------------------------------------------------------------
+
+    def dispatch(self, agent: str, payload: dict[str, Any], **options: Any) -> Any:
+        trace = super().dispatch(agent, payload, **options)
+        self.accepted.append(trace.id)
+        return trace
 
     def start(self, shape: str, n: int = 0, **payload: Any) -> Any:
         return self.dispatch("worker", {"shape": shape, "n": n, **payload})
@@ -149,6 +184,7 @@ class Bench(meshes.Story):
                 {"shape": shape, "n": k},
             )
             made.append((shape, k, self.tenant(tenant).router.dispatch(*intent)))
+        self.accepted += [trace.id for _, _, trace in made]
         return made
 
     # --- looking ----------------------------------------------------------------------------------------------------
@@ -181,11 +217,26 @@ class Bench(meshes.Story):
         self.settled = True
         self.heal()
         self.quiet(within)
-        unreached = [one for one in self._armed if not self.times(one)]
+        unreached = [point for point, _, _ in self._armed if not self.times(point)]
         assert unreached == [], f"armed and never reached: {unreached}"
         assert testing.broken(self.database_url) == {}
         self.check_ledger()
         self.check_leaks()
+        self.note()
+
+    def note(self) -> None:
+        """What this round came to, for the table of all."""
+        known = {row["id"] for row in self.rows("SELECT id FROM mesh.traces")}
+        figures.note(figures.Round(
+            self.test, len(known), self.killed(), self.messages_lost, len(set(self.accepted) - known),
+            self.value(figures.DOUBLED), self.value(figures.RECOVERY),
+        ))  # fmt: skip
+
+    def killed(self) -> int:
+        """How many processes were ended with SIGKILL so far: by the test, at a point, and children of pools."""
+        whole = sum(one.ended == -signal.SIGKILL for one in self.processes)
+        children = [(point, action) for point, action, owner in self._armed if action[:4] == "kill" and owner.running]
+        return whole + self.kills + sum(1 if "@" in action else self.times(point) for point, action in children)
 
     def check_ledger(self) -> None:
         """One run an attempt, each under the key and the epoch that its attempt recorded; no success without a run."""
@@ -201,7 +252,10 @@ class Bench(meshes.Story):
         assert len(filed) == self.value(won)
 
     def check_leaks(self) -> None:
-        """L: no session that has been in a transaction for long, no lock that is nobody's."""
+        """L: no session that has been in a transaction for long, no lock that is nobody's, no thread that stayed, no file."""
+        crowded = {one.name: n for one, most in self._most_threads.items() if (n := threads(one.pid)) > most}
+        assert crowded == {}, "threads that stayed"
+        assert sorted(one.name for one in self.temporary.iterdir()) == []
         old = """SELECT pid, state, query FROM pg_stat_activity
             WHERE datname = current_database() AND pid <> pg_backend_pid() AND (xact_start < now() - interval '5 s'
               OR state LIKE 'idle in transaction%%' AND state_change < now() - interval '2 s')"""

@@ -12,10 +12,12 @@ import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 
 from agentmesh import testing
+from tests.faults import figures
 from tests.faults.bench import Bench
 from tests.faults.proxy import Proxy
 from tests.servers import OwnPostgres, OwnRabbit, OwnRedis
@@ -35,6 +37,13 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
     return report
 
 
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    for number, line in enumerate(figures.table()):
+        if number == 0:
+            terminalreporter.section("figures of the fault tests")
+        terminalreporter.line(line)
+
+
 @pytest.fixture
 def seed() -> int:
     return SEED
@@ -43,15 +52,6 @@ def seed() -> int:
 @pytest.fixture
 def chance() -> random.Random:
     return random.Random(SEED)
-
-
-@pytest.fixture
-def home() -> Iterator[Path]:
-    """A folder that the accounts of servers can enter."""
-    made = Path(tempfile.mkdtemp(prefix="amfaults-"))
-    made.chmod(0o755)
-    yield made
-    shutil.rmtree(made, ignore_errors=True)
 
 
 def plain(url: str) -> str:
@@ -126,10 +126,11 @@ def make_bench(
             name = {"redis": "AGENTMESH_TEST_REDIS_URL", "amqp": "AGENTMESH_TEST_AMQP_URL"}[kind]
             broker_url = broker.url if broker is not None else testing.need(name)
         bench = Bench(kind, home, url, broker_url, ledger_url=ledger)
+        bench.test = request.node.name
         bench.shares = broker is None
         made.append((bench, databases))
         bench.servers += [one for one in (server,) if one is not None]
-        _link(bench, where, broker, links)
+        _link(bench, where, links)
         return bench
 
     yield make
@@ -154,11 +155,12 @@ def _end(bench: Bench, *, tell: bool) -> None:
         bench.clean()
 
 
-def _link(bench: Bench, server: OwnPostgres, broker: Any, links: tuple[str, ...]) -> None:
+def _link(bench: Bench, server: OwnPostgres, links: tuple[str, ...]) -> None:
     if "postgres" in links:
         bench.links["postgres"] = proxy = Proxy(server.path)
         name = bench.database_url.partition("?")[0].rpartition("/")[2]
         bench.env["AGENTMESH_DATABASE_URL"] = f"postgresql://postgres@127.0.0.1:{proxy.port}/{name}"
     if "broker" in links:
-        bench.links["broker"] = proxy = Proxy(broker.port)
-        bench.env["AGENTMESH_BROKER_URL"] = broker.url.replace(str(broker.port), str(proxy.port))
+        parts = urlsplit(bench.broker_url or "")
+        bench.links["broker"] = proxy = Proxy(parts.port or 0)
+        bench.env["AGENTMESH_BROKER_URL"] = (bench.broker_url or "").replace(f":{parts.port}", f":{proxy.port}")

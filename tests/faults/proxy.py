@@ -28,6 +28,7 @@ class Proxy:
         self.mode = "pass"
         self._delay_s, self._rate = 0.0, 0.0
         self.opened: list[float] = []  # when a connection was asked for
+        self.tap: Callable[[int, bytes], None] | None = None  # is told what clients say, by connection
         self._links: set[_Link] = set()
         self._loop = asyncio.new_event_loop()
         started = threading.Event()
@@ -160,6 +161,8 @@ class _Link:
     async def _pump(self, way: str, source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
         with suppress(OSError):
             while data := await source.read(65536):
+                if way == "up" and self._proxy.tap is not None:
+                    self._proxy.tap(id(self), data)
                 data = await self._through(way, data)
                 if data:
                     sink.write(data)

@@ -72,6 +72,7 @@ def test_a_chain_of_all_kinds_ends_as_ever_wherever_its_worker_is_killed(
     bench.worker("tools", pool="threads", wait=False)
     bench.run([str(HERE / "run_phoenix.py"), point, str(deaths)], "phoenix")
     until(lambda: bench.rows("SELECT 1 FROM mesh.agents WHERE id = %s", bench.agent("chain")), what="the agent")
+    bench.kills = deaths
     trace = bench.dispatch("chain", {"n": 5})
     bench.mesh.people.signal(trace.id, "go", by="ann", key="once")
     until(lambda: accompany(bench, trace), within=800, what="the end")

@@ -82,6 +82,7 @@ def test_f05_a_redis_that_lost_everything_is_rung_again(make_bench: Any, own_bro
     own = own_broker("redis")
     bench: Bench = make_bench("redis", broker=own)
     made = loaded(bench)
+    bench.loses()
     lose(own)
     settle(bench, made)
 
@@ -89,6 +90,7 @@ def test_f05_a_redis_that_lost_everything_is_rung_again(make_bench: Any, own_bro
 def test_f05_a_truncated_doorbell_table_is_rung_again(make_bench: Any) -> None:
     bench: Bench = make_bench("embedded")
     made = loaded(bench)
+    bench.loses()
     with psycopg.connect(bench.database_url, autocommit=True) as connection:
         connection.execute("TRUNCATE mq.message")
     settle(bench, made)
@@ -116,5 +118,6 @@ def test_f06_a_rabbitmq_that_lost_everything_is_rung_again(make_bench: Any, own_
     own = own_broker("amqp")
     bench: Bench = make_bench("amqp", broker=own)
     made = loaded(bench)
+    bench.loses()
     lose(own, bench)
     settle(bench, made)

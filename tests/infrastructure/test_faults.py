@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from agentmesh.infrastructure.database import Database
 from agentmesh.infrastructure.faults import Injected, arm, arm_from, point
 
 PACKAGE = Path(agentmesh.__file__).parent
+TESTS = Path(__file__).parent.parent
 
 
 @pytest.fixture(autouse=True)
@@ -53,6 +55,18 @@ def test_every_point_stands_in_the_code_and_nothing_else_does() -> None:
     ]  # without what it says of itself
     standing = {name for text in texts for name in re.findall(r"""\bpoint\("([\w.]+)"\)""", text)}
     assert standing == faults.POINTS
+
+
+def test_every_point_is_armed_in_a_test_of_its_own() -> None:
+    """Named in a test as a word of its own, or with what it is armed with: an armed point never reached is a failure."""
+    armed: set[str] = set()
+    for path in sorted(TESTS.rglob("*.py")):
+        if path == Path(__file__) or "simulation" in path.parts:
+            continue  # these arm whatever there is
+        said = [one.value for one in ast.walk(ast.parse(path.read_text())) if isinstance(one, ast.Constant)]
+        words = [word for text in said if isinstance(text, str) for word in text.split(",")]
+        armed |= {word.partition("=")[0] for word in words}
+    assert faults.POINTS - armed == set()
 
 
 def test_a_point_that_does_not_exist_cannot_be_armed() -> None:

@@ -59,18 +59,9 @@ class Story(meshes.Story):
 # --- what a story stands on
 
 
-@pytest.fixture
-def story_home() -> Iterator[Path]:
-    """A folder that the embedded server's account can enter."""
-    home = Path(tempfile.mkdtemp(prefix="amstory-"))
-    home.chmod(0o755)
-    yield home
-    shutil.rmtree(home, ignore_errors=True)
-
-
 @contextmanager
-def embedded_server(home: Path) -> Iterator[EmbeddedPostgres]:
-    server = EmbeddedPostgres(home)
+def embedded_server(folder: Path) -> Iterator[EmbeddedPostgres]:
+    server = EmbeddedPostgres(folder)
     server.start()
     try:
         yield server
@@ -93,7 +84,7 @@ def plain(url: str) -> str:
 
 
 @pytest.fixture
-def make_story(request: pytest.FixtureRequest, story_home: Path) -> Iterator[Callable[..., Story]]:
+def make_story(request: pytest.FixtureRequest, home: Path) -> Iterator[Callable[..., Story]]:
     """make_story(kind) for embedded, redis or amqp; the story's promises are checked when the test is over."""
     made: list[tuple[Story, Any]] = []
 
@@ -106,7 +97,7 @@ def make_story(request: pytest.FixtureRequest, story_home: Path) -> Iterator[Cal
             broker = broker_url or testing.need(name)
             postgres, template = request.getfixturevalue("postgres"), request.getfixturevalue("template")
             database = testing.database(postgres, template=template)
-        story = Story(kind, story_home, plain(database.__enter__()), broker)
+        story = Story(kind, home, plain(database.__enter__()), broker)
         made.append((story, database))
         story.prepare()
         return story
@@ -122,12 +113,12 @@ def make_story(request: pytest.FixtureRequest, story_home: Path) -> Iterator[Cal
 
 
 @pytest.fixture
-def newcomer(request: pytest.FixtureRequest, story_home: Path) -> Iterator[Story]:
+def newcomer(request: pytest.FixtureRequest, home: Path) -> Iterator[Story]:
     """A story on the embedded parts as a newcomer has them: nothing configured but the home."""
-    with embedded_server(story_home / "home") as server:
+    with embedded_server(home / "home") as server:
         migrate.upgrade(server.url())
-        story = Story("embedded", story_home, plain(server.url()), None, named=False)
-        story.env["AGENTMESH_HOME"] = str(story_home / "home")
+        story = Story("embedded", home, plain(server.url()), None, named=False)
+        story.env["AGENTMESH_HOME"] = str(home / "home")
         story.prepare()
         yield story
         _end(request, story)
@@ -143,11 +134,11 @@ def _end(request: pytest.FixtureRequest, story: Story) -> None:
 
 
 @pytest.fixture
-def own_redis(story_home: Path) -> Iterator[Callable[..., OwnRedis]]:
+def own_redis(home: Path) -> Iterator[Callable[..., OwnRedis]]:
     made: list[OwnRedis] = []
 
     def make(password: str | None = None) -> OwnRedis:
-        one = OwnRedis(story_home, password)
+        one = OwnRedis(home, password)
         one.start()
         made.append(one)
         return one
