@@ -6,6 +6,7 @@ keys that somebody else has written since: those are left, and named. Lock order
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
@@ -121,6 +122,13 @@ UPDATE mesh.traces SET status = 'running', plan_hash = %(plan)s, agent_version =
 """
 
 
+BEGUN = """
+WITH t AS (UPDATE mesh.traces SET commit_id = commit_id WHERE id = %(trace)s AND tenant_id = %(tenant)s RETURNING id)
+SELECT s.id, s.epoch, s.queue, s.agent, s.priority FROM t JOIN mesh.steps s ON s.trace_id = t.id AND s.tenant_id = %(tenant)s
+ WHERE s.kind = 'start' ORDER BY s.ordinal DESC LIMIT 1
+"""
+
+
 @dataclass(frozen=True, slots=True)
 class Rewound:
     """Where a trace began anew: the ring, the memory keys that went back, and those that somebody else had written."""
@@ -188,7 +196,7 @@ def source(db: Database, *, tenant: str, trace_id: UUID) -> Row:
 def fork(db: Database, made: NewTrace, *, of: Row, ordinal: int, policy: Json, plan_hash: str, by: str) -> Ring:
     """The accepted trace `made` begins at the `ordinal`-th step of another, whose earlier steps and memory it has.
 
-    Raises NotRewindable.
+    A commit whose answer was lost is settled by repeating it under the same id. Raises NotRewindable.
     """
     tenant = made.tenant_id
     at: dict[str, Any] = {"trace": of["id"], "tenant": tenant, "ordinal": ordinal}
@@ -208,30 +216,47 @@ def fork(db: Database, made: NewTrace, *, of: Row, ordinal: int, policy: Json, p
         kept[one["id"]] for one in steps if one["id"] in kept and one["kind"] == "tools" and one["status"] == "done"
     ]
     mine = {"trace": made.id, "tenant": tenant, "fork": made.id}
-    with db.begin() as tx:
-        insert(tx, [made])
-        tx.count("INSERT INTO mesh.contexts (tenant_id, id) VALUES (%(tenant)s, %(context)s) ON CONFLICT DO NOTHING",
-                 {"tenant": tenant, "context": made.context_id})  # fmt: skip
-        tx.count(BEGIN_FORK, mine | {
-            "plan": plan_hash, "version": of["agent_version"], "policy": jsonb(policy), "state": jsonb(step["state"]),
-            "place": len(pairs) + 1, "seq": 2 + len(tools),
-        })  # fmt: skip
-        tx.count(COPY_STEPS, mine | {"pairs": jsonb(pairs)})
-        tx.count(COPY_MEMORY, mine | {
-            "context": made.context_id, "scope": str(made.id), "source_context": of["context_id"],
-            "source_scope": str(of["id"]), "mem_seq": step["mem_seq"], "after": [one["id"] for one in steps if one["later"]],
-        })  # fmt: skip
-        began: dict[str, Json] = {"plan": plan_hash, "forked_from": str(of["id"]), "step": ordinal, "by": by}
-        after = step["after"] and str(kept[UUID(step["after"])])
-        ring = _begin(tx, mine, step | {"after": after}, place=len(pairs) + 1)
-        tx.count(EVENT, mine | {"seq": 2, "name": "EXEC_START", "step": ring.id, "body": jsonb(began)})
-        for seq, one in enumerate(tools, 3):
-            tx.count(
-                EVENT,
-                mine | {"seq": seq, "name": "CALLBACK_RESULT", "step": one, "body": '{"ok": true, "copied": true}'},
-            )
-        return ring
-    raise psycopg.OperationalError("the fork was not committed")
+
+    def once() -> Ring:
+        with db.begin() as tx:
+            insert(tx, [made])
+            tx.count("INSERT INTO mesh.contexts (tenant_id, id) VALUES (%(tenant)s, %(context)s) ON CONFLICT DO NOTHING",
+                     {"tenant": tenant, "context": made.context_id})  # fmt: skip
+            tx.count(BEGIN_FORK, mine | {
+                "plan": plan_hash, "version": of["agent_version"], "policy": jsonb(policy), "state": jsonb(step["state"]),
+                "place": len(pairs) + 1, "seq": 2 + len(tools),
+            })  # fmt: skip
+            tx.count(COPY_STEPS, mine | {"pairs": jsonb(pairs)})
+            tx.count(COPY_MEMORY, mine | {
+                "context": made.context_id, "scope": str(made.id), "source_context": of["context_id"],
+                "source_scope": str(of["id"]), "mem_seq": step["mem_seq"], "after": [one["id"] for one in steps if one["later"]],
+            })  # fmt: skip
+            began: dict[str, Json] = {"plan": plan_hash, "forked_from": str(of["id"]), "step": ordinal, "by": by}
+            after = step["after"] and str(kept[UUID(step["after"])])
+            ring = _begin(tx, mine, step | {"after": after}, place=len(pairs) + 1)
+            tx.count(EVENT, mine | {"seq": 2, "name": "EXEC_START", "step": ring.id, "body": jsonb(began)})
+            for seq, one in enumerate(tools, 3):
+                tx.count(
+                    EVENT,
+                    mine | {"seq": seq, "name": "CALLBACK_RESULT", "step": one, "body": '{"ok": true, "copied": true}'},
+                )
+            return ring
+        raise psycopg.OperationalError("the fork was not committed")
+
+    try:
+        return once()
+    except (psycopg.OperationalError, psycopg.InterfaceError):
+        with suppress(psycopg.errors.UniqueViolation):  # the first one had committed
+            return once()
+        return _begun(db, mine)
+
+
+def _begun(db: Database, at: dict[str, Any]) -> Ring:
+    """The ring of a fork that stands already; its commit waits for whatever that of the fork waited for."""
+    rows = db.once(BEGUN, at)
+    if not rows:
+        raise NotRewindable("the fork has begun and gone on already", value=str(at["trace"]))
+    return step_ring({f"step_{name}": value for name, value in rows[0].items()}, at["trace"])
 
 
 def _step(db: Database, at: dict[str, Any]) -> Row:

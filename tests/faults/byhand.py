@@ -17,6 +17,9 @@ from agentmesh.records import Ring
 from agentmesh.state import leases, rescue, rings
 
 AWAY = (psycopg.Error, MeshError, Leaving)
+TABLES = (
+    "traces", "steps", "calls", "attempts", "events", "effects", "memory", "contexts", "envelopes", "idempotency", "signals",
+)  # fmt: skip
 
 
 def recover(lab: Any) -> None:
@@ -43,6 +46,14 @@ def work(lab: Any, trace: Any, *, rounds: int = 40) -> str:
         with suppress(*AWAY):
             recover(lab)
     return status
+
+
+def forget(lab: Any) -> None:
+    """No row is left of the trace before: another one, of another n, comes next."""
+    lab.ran.clear()
+    lab.bells.waiting.clear()
+    for table in TABLES:
+        lab.rows(f"DELETE FROM mesh.{table}")
 
 
 def executing() -> bool:

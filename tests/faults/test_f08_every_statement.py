@@ -95,22 +95,13 @@ def once(lab: Any, nth: int, fail: Callable[[], None], *, statements: bool) -> b
     return fault.hits > 0
 
 
-def forget(lab: Any) -> None:
-    """No row is left of the trace before: another one, of another n, comes next."""
-    lab.ran.clear()
-    lab.bells.waiting.clear()
-    for table in ("traces", "steps", "calls", "attempts", "events", "effects", "memory", "contexts", "envelopes"):
-        lab.rows(f"DELETE FROM mesh.{table}")
-    lab.rows("DELETE FROM mesh.idempotency")
-    lab.rows("DELETE FROM booked")
-
-
 def until_untouched(lab: Any, fail: Callable[[], None], *, statements: bool = False) -> int:
     """How many statements a trace has, each of which failed once."""
     for nth in range(1, MOST):
         if not once(lab, nth, fail, statements=statements):
             return nth - 1
-        forget(lab)
+        byhand.forget(lab)
+        lab.rows("DELETE FROM booked")
     raise AssertionError(f"still failing at statement {MOST}")
 
 
