@@ -115,6 +115,7 @@ def _database(mesh: Mesh) -> Iterator[Finding]:
     from agentmesh.cli.session import require_migrated
 
     require_migrated(mesh)
+    mesh.blobs.try_room(mesh.tenant)
     version = mesh.db.once("SELECT current_setting('server_version') AS v")[0]["v"]
     where = f"embedded, {mesh.embedded.url()}" if mesh.settings.database.url is None else "configured"
     yield Finding("database", ok=True, says=f"PostgreSQL {version} ({where}), migrated, role limits set")

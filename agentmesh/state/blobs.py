@@ -7,8 +7,11 @@ garbage. Nothing is shared between tenants.
 from __future__ import annotations
 
 import hashlib
+import os
 
-from agentmesh.errors import BlobMissing, PayloadTooLarge
+import psycopg
+
+from agentmesh.errors import BlobMissing, DatabaseUnreachable, PayloadTooLarge
 from agentmesh.infrastructure import jsontext
 from agentmesh.infrastructure.database import Database
 from agentmesh.records import Json
@@ -17,6 +20,8 @@ PUT = """
 INSERT INTO mesh.blobs AS b (tenant_id, hash, body) VALUES (%(tenant)s, %(hash)s, %(body)s)
 ON CONFLICT (tenant_id, hash) DO UPDATE SET touched_at = mesh.mesh_now()
 """
+
+ROOM_BYTES = 256 * 1024  # more than the free space of a table's last pages
 
 
 class BlobStore:
@@ -46,6 +51,15 @@ class BlobStore:
         digest = hashlib.sha256(body).hexdigest()
         self._db.read(PUT, {"tenant": tenant_id, "hash": digest, "body": body})
         return {"$blob": digest}
+
+    def try_room(self, tenant_id: str) -> None:
+        """Afterwards the server has shown that it takes what is written; nothing is kept. Raises DatabaseUnreachable."""
+        try:
+            with self._db.begin() as tx:
+                tx.count(PUT, {"tenant": tenant_id, "hash": "room", "body": os.urandom(ROOM_BYTES)})
+                raise psycopg.Rollback
+        except psycopg.Error as exc:
+            raise DatabaseUnreachable(f"the database takes no write: {str(exc).splitlines()[0]}") from exc
 
     def expand(self, tenant_id: str, value: Json) -> Json:
         """The value a reference stands for; anything else as it is. Raises BlobMissing."""

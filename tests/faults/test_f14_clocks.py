@@ -9,9 +9,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
+from agentmesh.communication.envelope import Envelope, audience, sign
+from agentmesh.records import new_id
 from agentmesh.testing import until
+from agentmesh.wiring import now_s
 from tests.faults.bench import Bench
 from tests.meshes import Process
 
@@ -102,3 +106,37 @@ def test_f14_a_clock_that_jumps_moves_no_lease_and_no_time_limit(make_bench: Any
     assert {trace.status() for trace in traces} == {"done"}
     assert bench.outcomes()["lost"] <= 4  # of the one that was killed
     until(lambda: bench.value("SELECT count(*) FROM mesh.workers WHERE state = 'dead'") == 1, what="one death")
+
+
+@pytest.mark.faults
+def test_f14_a_gateway_ninety_seconds_ahead_believes_what_its_clock_allows_and_loses_nothing(make_bench: Any) -> None:
+    """It sees an envelope's times 90 s later than whoever signed it; 30 s of that it overlooks."""
+    bench: Bench = make_bench("redis")
+    bench.worker("agents")
+    clock = Clock(bench.home / "clock-gateway")
+    clock.set(90)
+    url, token = bench.gateway(**clock.env)
+    plain = {"to": bench.agent("worker"), "from": "bench", "intent": "work", "context_id": "c",
+             "payload": {"shape": "answer", "n": 1}}  # fmt: skip
+    with httpx.Client(base_url=url, timeout=30, verify=False) as client:
+
+        def signed(at_s: int, life_s: int) -> int:
+            body = {
+                "meta": {"trace_id": new_id(), "timestamp": now_s(), "from": "bench", "to": bench.agent("worker")},
+                "context": {"context_id": "c"}, "command": {"intent": "work", "payload": plain["payload"]},
+            }  # fmt: skip
+            made = sign(
+                Envelope.model_validate(body), bench.mesh.key, aud=audience(bench.mesh.settings.mesh.name, "gateway"),
+                jti=new_id(), now_s=now_s() + at_s, life_s=life_s,
+            )  # fmt: skip
+            said = client.post(
+                f"/agent/{bench.agent('worker')}", content=made, headers={"content-type": "application/jose"}
+            )
+            return said.status_code
+
+        assert [signed(0, 300), signed(0, 75), signed(0, 45)] == [201, 201, 401]  # its end: at 60 s
+        assert [signed(105, 300), signed(135, 300)] == [201, 401]  # its beginning: at 120 s
+        said = client.post("/v1/intents", json=plain, headers={"Authorization": f"Bearer {token}"})
+        assert said.status_code == 201
+    bench.settle()  # workers, whose clocks are right, refuse the envelope that it signed; its row is rung again
+    assert bench.statuses() == {("worker", "done"): 4}
