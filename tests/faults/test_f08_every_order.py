@@ -129,7 +129,7 @@ def ordered(lab: Any, order: Order, nth: int, fate: str) -> int:
     return fault.hits
 
 
-QUICK = {("signal", "drop"), ("cancel", "commit_unknown"), ("fork", "commit_unknown")}
+QUICK = {("signal", "drop"), ("cancel", "commit_unknown")}
 
 
 def every() -> list[Any]:
