@@ -82,7 +82,7 @@ class Steps(Parts, ABC):
             return self.wrong(path, exc.what, exc.value, exc.expected)
         self._template(path, raw["tools"])
         for place, use in zip(_places(path, raw["tools"]), chain.from_iterable(action.slots), strict=True):
-            self._name(path, use.tool, "a tool", self.known.tools)
+            self._name((*place, "tool"), use.tool, "a tool", self.known.tools)
             self._used.append(Used((*place, "args"), step.id, use))
         return plans.Tools(**fields, kind="tools", slots=action.slots, strategy=action.strategy, require=action.require)
 

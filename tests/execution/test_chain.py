@@ -59,7 +59,7 @@ MISTAKES = [
     ("chain: Big\nsteps: [{finish: 1}]\n", "c.yaml:1:8: a chain has no proper name · chain: lower_case_name"),
     (one("{tool: x}"), ("c.yaml:3:5: a step is nothing that is known · one of approval, callback, chain, delegate, fail, finish,"
      " for_each, jump, jump_if, parallel, reasoner, set, signal, switch, tools, wait · did you mean tools?")),
-    (one("{tools: [query_dbb]}"), ("c.yaml:3:13: a tool of this name is not known · one of fetch_doc, query_db"
+    (one("{tools: [query_dbb]}"), ("c.yaml:3:14: a tool of this name is not known · one of fetch_doc, query_db"
      " · did you mean query_db?")),
     (one("{reasoner: thnk}"), "c.yaml:3:16: a reasoner of this name is not known · one of think · did you mean think?"),
     (one("{tools: [query_db], strategie: parallel}"), ("c.yaml:3:36: a tools step has a key that means nothing · one of id,"
