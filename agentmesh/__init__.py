@@ -19,6 +19,7 @@ _HOMES = {
     "AgentLifecycle": "agentmesh.coordination.lifecycle",
     "AgentRegistry": "agentmesh.coordination.registry",
     "AgentRuntime": "agentmesh.coordination.container",
+    "AuditPipeline": "agentmesh.state.audit",
     "BIRRouter": "agentmesh.behavior.router",
     "BehaviorChainEngine": "agentmesh.coordination.engine",
     "BehaviorPlan": "agentmesh.execution.plan",
@@ -64,6 +65,7 @@ __all__ = [
     "AgentLifecycle",
     "AgentRegistry",
     "AgentRuntime",
+    "AuditPipeline",
     "BIRRouter",
     "BehaviorChainEngine",
     "BehaviorPlan",
@@ -131,6 +133,7 @@ if TYPE_CHECKING:
     from agentmesh.execution.router import ToolRouter
     from agentmesh.execution.tools import ToolContext, ToolRegistry, register_tool
     from agentmesh.records import Action, Later, Verdict
+    from agentmesh.state.audit import AuditPipeline
     from agentmesh.state.calls import TaskManager
     from agentmesh.state.contexts import ContextBinder, SessionManager
     from agentmesh.state.events import TraceWriter

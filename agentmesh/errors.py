@@ -568,6 +568,15 @@ class SchemaDrift(MeshError):
     next = "agentmesh db check"
 
 
+class AuditBroken(MeshError):
+    """The audit, or an anchor of it, is not what was written."""
+
+    code = "E_AUDIT"
+    exit_code = 6
+    expected = "a whole chain that meets its anchors"
+    next = "agentmesh audit verify --json"
+
+
 class BlobMissing(MeshError, LookupError):
     """A row refers to a value that was put aside and is not there."""
 

@@ -77,6 +77,24 @@ def new_id() -> UUID:
     return _ids.new()
 
 
+class Actor(str):
+    """Who gives an order, by name; and, where a door let them in, the key they were believed by and what let them."""
+
+    key: str | None
+    permission: str | None
+
+    def __new__(cls, name: str, *, key: str | None = None, permission: str | None = None) -> Actor:
+        made = super().__new__(cls, name)
+        made.key, made.permission = key, permission
+        return made
+
+
+def named(by: str) -> dict[str, Json]:
+    """What events and audit rows say of who gave an order."""
+    known = {"by": str(by), "key": getattr(by, "key", None), "permission": getattr(by, "permission", None)}
+    return {key: value for key, value in known.items() if value is not None}
+
+
 def check_name(name: object, what: str) -> str:
     """The name itself. Raises BadName unless it fits the grammar of agents, tools and groups."""
     if not isinstance(name, str) or not NAME.match(name):

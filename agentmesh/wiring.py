@@ -10,7 +10,7 @@ import importlib
 import importlib.metadata
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import cached_property
@@ -33,6 +33,7 @@ from agentmesh.communication.keys import PublicKey, SigningKey, signing_key
 from agentmesh.communication.server import ACPServer
 from agentmesh.communication.tasks import register_tasks, task_names
 from agentmesh.coordination.alone import LoneProcesses, pipes, serve
+from agentmesh.coordination.anchors import Anchors
 from agentmesh.coordination.container import AgentRuntime
 from agentmesh.coordination.controller import AgentController
 from agentmesh.coordination.engine import BehaviorChainEngine
@@ -67,6 +68,7 @@ from agentmesh.infrastructure.settings import load as load_settings
 from agentmesh.observation.dumps import Dumps
 from agentmesh.records import Ring
 from agentmesh.state import announced, traces
+from agentmesh.state.audit import AuditPipeline, Refusals
 from agentmesh.state.blobs import BlobStore
 from agentmesh.state.contexts import ContextBinder, SessionManager
 from agentmesh.state.events import TraceWriter
@@ -297,6 +299,24 @@ class Mesh:
         return AgentLifecycle(self.db, tenant=self.tenant)
 
     @cached_property
+    def audit(self) -> AuditPipeline:
+        return AuditPipeline(self.db, tenant=self.tenant)
+
+    @property
+    def anchors_path(self) -> Path | None:
+        given = self.settings.audit.anchors
+        return None if given is None else self._root / given
+
+    @cached_property
+    def anchors(self) -> Anchors | None:
+        """What signs the audit's heads and keeps them outside; None where the settings name no file."""
+        path, section = self.anchors_path, self.settings.audit
+        if path is None:
+            return None
+        name = self.settings.mesh.name
+        return Anchors(self.db, path, key=lambda: self.key, mesh=name, every_s=section.anchor_every)
+
+    @cached_property
     def people(self) -> People:
         return People(self.db, self.blobs, tenant=self.tenant, plan=self._pinned, ring=self.doorbell.ring)
 
@@ -417,7 +437,7 @@ class Mesh:
 
     def server(self, *, refused: Callable[[str, dict[str, Any]], None] | None = None) -> ACPServer:
         return ACPServer(
-            keys=self.keys, mesh=self.settings.mesh.name, now_s=now_s, refused=refused or _refused,
+            keys=self.keys, mesh=self.settings.mesh.name, now_s=now_s, refused=refused or Refusals(lambda: self.audit),
             handle=self.controller.run_once,
         )  # fmt: skip
 
@@ -561,7 +581,7 @@ class _Life:
         )
         self.rescuer = Rescuer(
             mesh.db.alone(deadline_s=patience_s), self.heart, mesh.notes, pace, ring=mesh.doorbell.ring,
-            depths=mesh.broker.depths, timetable=mesh.timetable if hosts else None,
+            depths=mesh.broker.depths, also=[*_hosts(mesh)] if hosts else (),
         )  # fmt: skip
         self.courier = _courier(mesh, lambda: self.rescuer.leads)
 
@@ -575,6 +595,13 @@ class _Life:
         self.courier.stop()
         self.rescuer.stop()
         self.heart.stop()
+
+
+def _hosts(mesh: Mesh) -> Iterator[Callable[[], None]]:
+    """What every agent worker looks at, for what tool workers have no key for."""
+    yield mesh.timetable.fire
+    if mesh.anchors is not None:
+        yield mesh.anchors.look
 
 
 def _courier(mesh: Mesh, leads: Callable[[], bool]) -> Courier:
@@ -614,10 +641,6 @@ def _load_plugin(listed: str) -> None:
         )
     for point in installed.entry_points.select(group=PLUGINS):
         point.load()
-
-
-def _refused(reason: str, about: dict[str, Any]) -> None:
-    log.warning("refused", reason=reason, **about)
 
 
 def build(settings: Settings | None = None, **parts: Any) -> Mesh:

@@ -15,7 +15,7 @@ import agentmesh
 
 PUBLIC = [
     "ACPClient", "ACPGateway", "ACPServer", "Action", "AgentController", "AgentLifecycle", "AgentRegistry",
-    "AgentRuntime",
+    "AgentRuntime", "AuditPipeline",
     "BIRRouter", "BehaviorChainEngine", "BehaviorPlan", "CallbackHandler", "ConditionalExecutor", "ContextBinder", "DAGExecutor",
     "DataAdapter", "Executor", "HybridReasoner",
     "LLMReasoner", "Later", "MemoryEngine", "MemoryEntry", "ParallelExecutor", "RLPolicyReasoner", "ReasonerBase",

@@ -71,7 +71,7 @@ def pause(ctx: typer.Context, agent: Named, as_json: Json = False) -> None:
 def resume(ctx: typer.Context, agent: Named, as_json: Json = False) -> None:
     """Take new work again, first what has waited."""
     with opened(ctx) as mesh:
-        changed = mesh.lifecycle.resume(agent)
+        changed = mesh.lifecycle.resume(agent, by=getpass.getuser())
     _said(agent, "resumed", changed, as_json=as_json)
 
 

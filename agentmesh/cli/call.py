@@ -33,9 +33,9 @@ def finish(
     given = None if result is None else read_json(result, "--result")
     with opened(ctx) as mesh:
         if failed is None:
-            mesh.answers.finish(call, given, tenant=mesh.tenant)
+            mesh.answers.finish(call, given, by=getpass.getuser(), tenant=mesh.tenant)
         else:
-            mesh.answers.fail(call, failed, tenant=mesh.tenant)
+            mesh.answers.fail(call, failed, by=getpass.getuser(), tenant=mesh.tenant)
     if as_json:
         document("call", id=call, status="done" if failed is None else "failed")
     else:

@@ -82,6 +82,7 @@ def examine(mesh: Mesh, *, deep: bool) -> Iterator[Finding]:
     yield from _run("key", lambda: _key(mesh))
     yield from _run("gateway", lambda: _gateway(mesh))
     for name, look in (
+        ("audit", _audit),
         ("agents", _agents),
         ("tools", _tools),
         ("workers", _workers),
@@ -168,6 +169,15 @@ def _gateway(mesh: Mesh) -> Iterator[Finding]:
         yield Finding("gateway", ok=False, says=f"{section.address}: {one}", cure="agentmesh config show --origin")
     if not missing:
         yield Finding("gateway", ok=True, says=f"would listen on {section.address}")
+
+
+def _audit(mesh: Mesh) -> Iterator[Finding]:
+    if mesh.anchors_path is not None:
+        yield Finding("audit", ok=True, says=f"anchored in {mesh.anchors_path}")
+    elif mesh.settings.mesh.environment == "production":
+        yield Finding(
+            "audit", ok=False, says="no anchors are kept outside the database", cure="audit.anchors in the settings"
+        )
 
 
 def _agents(mesh: Mesh) -> Iterator[Finding]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import getpass
 from pathlib import Path
 from typing import Annotated
 
@@ -39,7 +40,9 @@ def new(
     with opened(ctx) as mesh:
         key = new_key(target, tenant=mesh.tenant)
         name = owner or settings.mesh.name
-        mesh.key_table.register(kid=key.kid, tenant_id=key.tenant, owner=name, public=key.public, grants=grants)
+        mesh.key_table.register(
+            kid=key.kid, tenant_id=key.tenant, owner=name, public=key.public, grants=grants, by=getpass.getuser()
+        )
     if as_json:
         document("key", kid=key.kid, tenant=key.tenant, owner=name, grants=list(grants), path=target.absolute())
         return
@@ -71,7 +74,9 @@ def issue(
     grants = check_permissions(grant or [], wildcards=True)
     with opened(ctx) as mesh:
         kid, token, digest = new_api_key()
-        mesh.key_table.register(kid=kid, tenant_id=mesh.tenant, owner=owner, public=digest, grants=grants)
+        mesh.key_table.register(
+            kid=kid, tenant_id=mesh.tenant, owner=owner, public=digest, grants=grants, by=getpass.getuser()
+        )
     if as_json:
         document("key", kid=kid, tenant=mesh.tenant, owner=owner, grants=list(grants), token=token)
         return
@@ -95,7 +100,9 @@ def register(
     public = read_public(path)
     kid = kid_of(public)
     with opened(ctx) as mesh:
-        mesh.key_table.register(kid=kid, tenant_id=mesh.tenant, owner=owner, public=public, grants=grants)
+        mesh.key_table.register(
+            kid=kid, tenant_id=mesh.tenant, owner=owner, public=public, grants=grants, by=getpass.getuser()
+        )
     if as_json:
         document("key", kid=kid, tenant=mesh.tenant, owner=owner, grants=list(grants))
         return
@@ -134,7 +141,7 @@ def revoke(
             raise UnknownKey("no single key begins so", value=key,
                              expected=f"one of {', '.join(row['kid'] for row in found) or 'those listed'}")  # fmt: skip
         kid = found[0]["kid"]
-        now = mesh.key_table.revoke(kid)
+        now = mesh.key_table.revoke(kid, by=getpass.getuser())
     if as_json:
         document("key", kid=kid, revoked=True, changed=now)
     else:

@@ -19,6 +19,7 @@ from typer._click.exceptions import NoArgsIsHelpError  # typer names it nowhere 
 from agentmesh import __version__
 from agentmesh.cli import (
     agents,
+    audit,
     call,
     chains,
     config,
@@ -78,6 +79,7 @@ for group in (
     trace.app,
     dlq.app,
     agents.app,
+    audit.app,
     schedule.app,
     tools.app,
     call.app,

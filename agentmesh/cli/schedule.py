@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import getpass
 from typing import Annotated, Any
 
 import typer
@@ -42,7 +43,7 @@ def add(
     with opened(ctx) as mesh:
         mesh.client.check(make_intent(intent, f"schedule:{name}", agent, context or f"schedule:{name}", payload))
         first = mesh.timetable.add(
-            mesh.tenant, name, agent=agent, intent=intent, payload=payload, context_id=context, cron=cron,
+            mesh.tenant, name, by=getpass.getuser(), agent=agent, intent=intent, payload=payload, context_id=context, cron=cron,
             timezone=timezone, missed=missed, priority=priority,
         )  # fmt: skip
     if as_json:
@@ -73,7 +74,7 @@ def list_(ctx: typer.Context, as_json: Json = False) -> None:
 def remove(ctx: typer.Context, name: Named, as_json: Json = False) -> None:
     """Forget a schedule; what it has begun goes on."""
     with opened(ctx) as mesh:
-        mesh.timetable.remove(mesh.tenant, name)
+        mesh.timetable.remove(mesh.tenant, name, by=getpass.getuser())
     if as_json:
         document("schedule_removed", id=name)
     else:

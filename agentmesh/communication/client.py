@@ -117,15 +117,21 @@ class DirectClient:
         return [Trace(one, self._key.tenant, self._db, self._blobs) for one in ids]
 
     def admit(
-        self, intent: Intent, *, grants: Sequence[str], trace_id: UUID | None = None, evidence: Evidence | None = None
+        self,
+        intent: Intent,
+        *,
+        grants: Sequence[str],
+        trace_id: UUID | None = None,
+        evidence: Evidence | None = None,
+        by: str | None = None,
     ) -> tuple[Trace, bool]:
         """Accept one intent that came through a gateway; its trace, and whether this made it.
 
-        `grants` are those of who sent it. A `trace_id` of the sender's is its key where it brought no other: the same
-        intent again is the same trace. With `evidence` the sender's signature is kept in place of ours, and the row is
-        rung by its id alone. Raises what `send` raises, and TraceTaken.
+        `grants` are those of who sent it, `by` whom the audit names. A `trace_id` of the sender's is its key where it
+        brought no other: the same intent again is the same trace. With `evidence` the sender's signature is kept in
+        place of ours, and the row is rung by its id alone. Raises what `send` raises, and TraceTaken.
         """
-        made = self._accepted(intent, grants=grants, trace_id=trace_id)
+        made = replace(self._accepted(intent, grants=grants, trace_id=trace_id), by=by)
         if trace_id is not None and intent.idempotency_key is None:
             made = replace(made, idem_key=f"envelope {trace_id}", digest=_digest(intent))  # no key holds a space
         if evidence is not None:

@@ -75,7 +75,12 @@ class PublicKey:
     @cached_property
     def verifier(self) -> OKPKey:
         """The key that checks signatures. Raises ValueError unless `public` is 32 bytes."""
-        return OKPKey.import_key(Ed25519PublicKey.from_public_bytes(self.public))
+        return verifier_of(self.public)
+
+
+def verifier_of(public: bytes) -> OKPKey:
+    """The key that checks signatures. Raises ValueError unless `public` is 32 bytes."""
+    return OKPKey.import_key(Ed25519PublicKey.from_public_bytes(public))
 
 
 class PublicKeys(Protocol):

@@ -29,7 +29,7 @@ from agentmesh.communication.keys import api_key
 from agentmesh.errors import BadJson, BadPermission, BadSettings, MeshError, Overloaded, Unauthenticated
 from agentmesh.infrastructure import jsontext, outbound
 from agentmesh.infrastructure.settings import GatewaySection
-from agentmesh.records import Json, check_permissions, grants_cover
+from agentmesh.records import Actor, Json, check_permissions, grants_cover
 from agentmesh.state.keys import KeyTable
 
 log = structlog.get_logger("agentmesh.gateway")
@@ -45,15 +45,23 @@ _SUBJECT = re.compile(r"[\x21-\x7e]{1,255}\Z")
 
 @dataclass(frozen=True, slots=True)
 class Principal:
-    """Who asks, for which tenant, and what it may at most do. `until` None: as long as its key is in force."""
+    """Who asks, for which tenant, and what it may at most do. `until` None: as long as its key is in force.
+
+    `key` is the id of the key they were believed by.
+    """
 
     tenant: str
     name: str
     grants: tuple[str, ...]
     until: int | None = None
+    key: str | None = None
 
     def may(self, permission: str) -> bool:
         return grants_cover(self.grants, permission)
+
+    def under(self, permission: str | None = None) -> Actor:
+        """As the audit names them, when they do what this permission lets them."""
+        return Actor(self.name, key=self.key, permission=permission)
 
 
 class Authenticator:
@@ -91,7 +99,7 @@ class Authenticator:
         known = bytes(row["public"]) if row is not None else bytes(32)
         if not hmac.compare_digest(digest, known) or row is None or row["revoked_at"] is not None:
             raise _refused()
-        return Principal(row["tenant_id"], row["owner"], tuple(row["grants"]))
+        return Principal(row["tenant_id"], row["owner"], tuple(row["grants"]), key=kid)
 
     def _person(self, claims: Mapping[str, Json]) -> Principal:
         said, subject = claims.get(self._section.tenant_claim), claims.get("sub")

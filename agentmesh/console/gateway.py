@@ -117,7 +117,7 @@ def submit(request: Request, response: Response, door: Door, who: Caller, raw: B
         said.intent, said.from_, said.to, said.context_id, said.payload, permissions=said.permissions,
         idempotency_key=key, policy=said.policy, delay=said.delay, priority=said.priority, locale=said.locale,
     )  # fmt: skip
-    return _told(request, response, *door.client_of(who.tenant).admit(intent, grants=who.grants))
+    return _told(request, response, *door.client_of(who.tenant).admit(intent, grants=who.grants, by=who.under()))
 
 
 @open_router.post(
@@ -147,7 +147,7 @@ def receive(
     return _told(
         request,
         response,
-        *client.admit(intent, grants=who.grants, trace_id=envelope.meta.trace_id, evidence=evidence),
+        *client.admit(intent, grants=who.grants, trace_id=envelope.meta.trace_id, evidence=evidence, by=who.under()),
     )
 
 
@@ -159,7 +159,7 @@ def _signed(request: Request, door: Parts, raw: bytes) -> tuple[Principal, Envel
         token = raw.decode("ascii", "replace").strip()
         seen = verify(token, keys=door.keys.get, aud=audience(door.mesh, "gateway"), now_s=door.now_s())
         found.extend((seen.envelope, Evidence(seen.kid, token)))
-        return Principal(seen.tenant, seen.owner, seen.grants)
+        return Principal(seen.tenant, seen.owner, seen.grants, key=seen.kid)
 
     who = counted(request, door, believe)
     envelope, evidence = found

@@ -11,6 +11,7 @@ from fastapi import APIRouter, Depends, Query, Request
 
 from agentmesh.console.auth import Principal
 from agentmesh.console.parts import (
+    STEER,
     Body,
     Door,
     Parts,
@@ -140,14 +141,14 @@ def _order(verb: str, summary: str, give: Callable[[Parts, Principal, UUID, Orde
 
 def _retry(door: Parts, who: Principal, trace_id: UUID, _said: Order) -> steering.Steered:
     timeline.header(door.db, who.tenant, trace_id)
-    rings = retry.retry(door.db, tenant=who.tenant, trace_id=trace_id, by=who.name)
+    rings = retry.retry(door.db, tenant=who.tenant, trace_id=trace_id, by=who.under(STEER))
     return steering.Steered(changed=True, status="running", paused=False, rings=tuple(rings))
 
 
 _order("pause", "Start no further step", lambda door, who, trace_id, said: steering.pause(
-    door.db, tenant=who.tenant, trace_id=trace_id, by=who.name, reason=said.reason))  # fmt: skip
+    door.db, tenant=who.tenant, trace_id=trace_id, by=who.under(STEER), reason=said.reason))  # fmt: skip
 _order("resume", "Go on where it was paused", lambda door, who, trace_id, said: steering.resume(
-    door.db, tenant=who.tenant, trace_id=trace_id, by=who.name, reason=said.reason))  # fmt: skip
+    door.db, tenant=who.tenant, trace_id=trace_id, by=who.under(STEER), reason=said.reason))  # fmt: skip
 _order("cancel", "End it now", lambda door, who, trace_id, said: steering.cancel(
-    door.db, tenant=who.tenant, trace_id=trace_id, by=who.name, reason=said.reason, tree=said.tree))  # fmt: skip
+    door.db, tenant=who.tenant, trace_id=trace_id, by=who.under(STEER), reason=said.reason, tree=said.tree))  # fmt: skip
 _order("retry", "Run the failed part again", _retry)

@@ -22,11 +22,11 @@ class AgentLifecycle:
 
     def pause(self, agent: str, *, by: str) -> bool:
         """No queued trace of the agent is claimed from now on; False: it was paused already. Raises UnknownAgent."""
-        return self._set(agent, by)
+        return self._set(agent, by, paused=True)
 
-    def resume(self, agent: str) -> bool:
+    def resume(self, agent: str, *, by: str) -> bool:
         """The agent takes new work; False: it did so already. Raises UnknownAgent."""
-        return self._set(agent, None)
+        return self._set(agent, by, paused=False)
 
     def agents(self) -> list[Row]:
         """Every announced agent, with its `state`."""
@@ -37,8 +37,8 @@ class AgentLifecycle:
         rows = announced.instances(self._db, self._tenant, agent)
         return [row | {"state": instance_state(row)} for row in rows]
 
-    def _set(self, agent: str, by: str | None) -> bool:
-        known = announced.set_paused(self._db, self._tenant, agent, by=by)
+    def _set(self, agent: str, by: str, *, paused: bool) -> bool:
+        known = announced.set_paused(self._db, self._tenant, agent, paused=paused, by=by)
         if known is None:
             raise UnknownAgent("no worker has announced this agent", value=agent)
         return known

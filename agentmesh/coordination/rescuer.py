@@ -18,12 +18,11 @@ from agentmesh.coordination import process
 from agentmesh.coordination.heartbeat import Heart
 from agentmesh.coordination.notes import Notes
 from agentmesh.coordination.scheduler import Scheduler
-from agentmesh.coordination.timetable import Timetable
 from agentmesh.errors import MeshError
 from agentmesh.infrastructure.database import Database, Row
 from agentmesh.infrastructure.faults import point
 from agentmesh.records import Ring
-from agentmesh.state import children, leases, rescue, rings, signals, statistics, steering
+from agentmesh.state import audit, children, leases, rescue, rings, signals, statistics, steering
 
 log = structlog.get_logger("agentmesh.rescuer")
 
@@ -45,15 +44,15 @@ class Pace:
 
 
 class Rescuer:
-    """Looks once a `pace.rescue_s`, and acts while it leads."""
+    """Looks once a `pace.rescue_s`, and acts while it leads. `also` is looked at by every one, leading or not."""
 
     def __init__(
         self, db: Database, heart: Heart, notes: Notes, pace: Pace, *, ring: Callable[[Sequence[Ring]], None],
-        depths: Callable[[Sequence[str]], dict[str, int]], timetable: Timetable | None = None,
+        depths: Callable[[Sequence[str]], dict[str, int]], also: Sequence[Callable[[], None]] = (),
     ) -> None:  # fmt: skip
         self._db, self._heart, self._notes, self._pace = db, heart, notes, pace
         self._ring, self._depths = ring, depths
-        self._scheduler, self._timetable = Scheduler(db, ring=ring), timetable
+        self._scheduler, self._also = Scheduler(db, ring=ring), also
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._loop, name="rescuer", daemon=True)
         self._leads = False
@@ -75,8 +74,8 @@ class Rescuer:
     def tick(self) -> bool:
         """One look; False when another worker leads. Never raises for a database that is away."""
         try:
-            if self._timetable is not None:
-                self._timetable.fire()
+            for look in self._also:
+                look()
             self._leads = leases.lead(self._db, self._notes.worker_id, lease_s=self._pace.lease_s / 2)
             if self._leads:
                 self._bury()
@@ -87,6 +86,7 @@ class Rescuer:
                 self._finish_cancels()
                 self._scheduler.look()
                 self._ring_again()
+                audit.seal(self._db)
                 self._looks = (self._looks + 1) % SELDOM
                 if self._looks == 1:
                     self._give_up()

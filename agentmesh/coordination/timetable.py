@@ -73,13 +73,13 @@ class Timetable:
 
     # --- by hand and from files
 
-    def add(self, tenant: str, name: str, *, declared: bool = False, **asked: Any) -> datetime:
+    def add(self, tenant: str, name: str, *, by: str, declared: bool = False, **asked: Any) -> datetime:
         """The schedule stands; the moment it comes next. Raises BadRule, ScheduleTaken, or what dispatch refuses."""
         context = asked.pop("context_id", None) or f"schedule:{name}"
         make_intent(asked["intent"], f"schedule:{name}", asked["agent"], context, asked["payload"])
         first = datetime.fromisoformat(following(asked["cron"], asked["timezone"], traces.now(self._db)))
         row = {"tenant_id": tenant, "id": name, "context_id": context, "declared": declared, "next_at": first, **asked}
-        if not schedules.put(self._db, row):
+        if not schedules.put(self._db, row, by=by):
             raise ScheduleTaken("another schedule has this name, and an agent's file declares it", value=name)
         return first
 
@@ -87,11 +87,11 @@ class Timetable:
         """Afterwards the agent's schedules are those that its file declares. Raises what `add` raises."""
         schedules.keep_only(self._db, tenant, agent, [f"{agent}.{name}" for name in specs])
         for name, spec in specs.items():
-            self.add(tenant, f"{agent}.{name}", declared=True, agent=agent, **spec)
+            self.add(tenant, f"{agent}.{name}", by="mesh", declared=True, agent=agent, **spec)
 
-    def remove(self, tenant: str, name: str) -> None:
+    def remove(self, tenant: str, name: str, *, by: str) -> None:
         """The schedule is gone. Raises UnknownSchedule, or ScheduleTaken for one that an agent's file declares."""
-        if schedules.remove(self._db, tenant, name):
+        if schedules.remove(self._db, tenant, name, by=by):
             return
         if any(row["id"] == name for row in schedules.listed(self._db, tenant)):
             raise ScheduleTaken("an agent's file declares this schedule", value=name)

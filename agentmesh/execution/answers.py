@@ -57,16 +57,16 @@ class Answers:
         """Whose call it is. Raises UnknownCall."""
         return str(later.find(self._db, call_id)["tenant_id"])
 
-    def finish(self, call_id: UUID, result: Json, *, tenant: str | None = None) -> None:
-        """The call ends with this result. Raises UnknownCall, CallEnded, or BadResult: then it waits on."""
+    def finish(self, call_id: UUID, result: Json, *, by: str = "callback", tenant: str | None = None) -> None:
+        """The call ends with this result, which `by` brought. Raises UnknownCall, CallEnded, or BadResult: then it waits on."""
         call = later.find(self._db, call_id, tenant=tenant)
-        self._ring(later.answer(self._db, call, "won", result=self._kept(call, result)).rings)
+        self._ring(later.answer(self._db, call, "won", result=self._kept(call, result), by=by).rings)
 
-    def fail(self, call_id: UUID, message: str, *, tenant: str | None = None) -> None:
+    def fail(self, call_id: UUID, message: str, *, by: str = "callback", tenant: str | None = None) -> None:
         """The call has failed, and is not tried again. Raises UnknownCall or CallEnded."""
         call = later.find(self._db, call_id, tenant=tenant)
         failure = Failure("E_TOOL", redact(message), permanent=True, detail={"type": "Later"})
-        self._ring(later.answer(self._db, call, "failed", failure=failure).rings)
+        self._ring(later.answer(self._db, call, "failed", failure=failure, by=by).rings)
 
     def resolve(
         self, call_id: UUID, to: Literal["done", "failed", "again"], *, by: str, result: Json = None, reason: str = "",

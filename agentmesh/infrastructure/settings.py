@@ -208,6 +208,12 @@ class GatewaySection(Section):
     timeout: Seconds = 5.0
 
 
+class AuditSection(Section):
+    anchors: Path | None = None
+    """The file that agent workers append signed heads of the audit to, on another disk than the database's. None: none."""
+    anchor_every: Seconds = 60.0
+
+
 class LogSection(Section):
     level: Literal["debug", "info", "warning", "error"] = "info"
     format: Literal["auto", "text", "json"] = "auto"
@@ -231,6 +237,7 @@ class Settings(BaseModel):
     webhooks: WebhooksSection = WebhooksSection()
     flower: FlowerSection = FlowerSection()
     gateway: GatewaySection = GatewaySection()
+    audit: AuditSection = AuditSection()
     log: LogSection = LogSection()
 
     _origins: dict[str, str] = PrivateAttr(default_factory=dict)

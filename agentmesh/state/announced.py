@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from agentmesh.infrastructure.database import Database, Row, jsonb
 from agentmesh.records import Json
+from agentmesh.state.audit import said
 
 AGENT = """
 INSERT INTO mesh.agents (tenant_id, id, version, queue, plan_hash, intents, accepts, spec)
@@ -49,9 +50,11 @@ SELECT w.id, w.name, w.host, w.pid, w.version, w.state AS worker_state, w.regist
 # Two CTEs see one snapshot: `known` also where nothing is to be changed.
 SET_PAUSED = """
 WITH known AS (SELECT 1 AS one FROM mesh.agents WHERE tenant_id = %(tenant)s AND id = %(agent)s),
- now AS (UPDATE mesh.agents SET paused_at = CASE WHEN %(by)s::text IS NOT NULL THEN mesh.mesh_now() END, paused_by = %(by)s
-   WHERE tenant_id = %(tenant)s AND id = %(agent)s AND (paused_at IS NULL) = (%(by)s::text IS NOT NULL) RETURNING 1 AS one)
-SELECT EXISTS (SELECT one FROM now) AS changed FROM known
+ now AS (UPDATE mesh.agents SET paused_at = CASE WHEN %(paused)s THEN mesh.mesh_now() END,
+    paused_by = CASE WHEN %(paused)s THEN %(by)s::text END
+   WHERE tenant_id = %(tenant)s AND id = %(agent)s AND (paused_at IS NULL) = %(paused)s RETURNING 1 AS one)
+SELECT EXISTS (SELECT one FROM now) AS changed, (SELECT mesh.audit_note(%(tenant)s, %(action)s, %(said)s::jsonb) FROM now)
+ FROM known
 """
 
 TOOLS = """
@@ -94,9 +97,11 @@ def instances(db: Database, tenant_id: str, agent: str) -> list[Row]:
     return db.once(INSTANCES, {"tenant": tenant_id, "agent": agent})
 
 
-def set_paused(db: Database, tenant_id: str, agent: str, *, by: str | None) -> bool | None:
-    """Paused by somebody, or (None) not any more: whether this changed it; None where there is no such agent."""
-    rows = db.once(SET_PAUSED, {"tenant": tenant_id, "agent": agent, "by": by})
+def set_paused(db: Database, tenant_id: str, agent: str, *, paused: bool, by: str) -> bool | None:
+    """Paused, or not any more: whether this changed it; None where there is no such agent."""
+    action = "AGENT_PAUSE" if paused else "AGENT_RESUME"
+    at = {"tenant": tenant_id, "agent": agent, "paused": paused, "by": str(by)}
+    rows = db.once(SET_PAUSED, at | {"action": action, "said": said(by, agent=agent)})
     return bool(rows[0]["changed"]) if rows else None
 
 

@@ -13,7 +13,7 @@ import psycopg
 
 from agentmesh.errors import NothingOpen
 from agentmesh.infrastructure.database import Database, Row, jsonb
-from agentmesh.records import Json, Ring
+from agentmesh.records import Json, Ring, named
 from agentmesh.state.calls import step_ring
 
 TAKE_OVER = """
@@ -63,7 +63,7 @@ def settle(db: Database, *, tenant: str, trace_id: UUID, result: Json, by: str) 
         if row is None:
             raise psycopg.Rollback
         tx.count(END_ATTEMPTS, at)
-        body: dict[str, Json] = {"node": step["node"], "by": by, "settled": True}
+        body: dict[str, Json] = {"node": step["node"], **named(by), "settled": True}
         tx.count(EVENT, at | {"seq": trace["seq"], "body": jsonb(body)})
         return step_ring({f"step_{name}": value for name, value in row.items()}, trace_id)
     raise NothingOpen("this trace could not be settled", value=str(trace_id))

@@ -179,6 +179,8 @@ class NewTrace:
     idem_key: str | None = None
     digest: str | None = None
     lane: str | None = None
+    by: str | None = None
+    """Who asked for it, where a door knows; else whoever signed."""
 
 
 @dataclass(frozen=True, slots=True)

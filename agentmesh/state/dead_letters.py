@@ -11,6 +11,7 @@ from uuid import UUID
 
 from agentmesh.errors import UnknownLetter
 from agentmesh.infrastructure.database import Database, Row
+from agentmesh.state.audit import said
 
 LETTERS = """
 SELECT d.id, d.trace_id, d.step_id, d.call_id, d.code, d.fingerprint, d.evidence, d.at, t.agent, t.intent, t.context_id,
@@ -52,7 +53,15 @@ def settle(
     """True when the letter was open and is settled now; False when somebody else was first."""
     rows = db.once(
         "UPDATE mesh.dead_letters SET settled_at = mesh.mesh_now(), settled_as = %(as)s, settled_by = %(by)s"
-        " WHERE id = %(letter)s AND tenant_id = %(tenant)s AND settled_at IS NULL RETURNING id",
-        {"letter": letter_id, "tenant": tenant, "as": settled_as, "by": by},
+        " WHERE id = %(letter)s AND tenant_id = %(tenant)s AND settled_at IS NULL"
+        " RETURNING id, mesh.audit_note(tenant_id, %(action)s, %(said)s::jsonb || jsonb_build_object('trace_id', trace_id))",
+        {
+            "letter": letter_id,
+            "tenant": tenant,
+            "as": settled_as,
+            "by": str(by),
+            "action": f"LETTER_{settled_as.upper()}",
+            "said": said(by, letter=str(letter_id)),
+        },
     )
     return bool(rows)

@@ -18,7 +18,7 @@ import sqlalchemy as sa
 
 from agentmesh.errors import DatabaseUnreachable, KeyConflict, KeyContended, OutcomeUnknown, TraceTaken
 from agentmesh.infrastructure.database import Database, Row, Tx, jsonb, retry_transient
-from agentmesh.records import Json
+from agentmesh.records import Json, named
 from agentmesh.state.changes import NewTrace, plain
 
 FIELDS = """x(id uuid, envelope_id uuid, tenant_id text, context_id text, agent text, intent text, from_id text,
@@ -117,7 +117,9 @@ class Borrowed:
 def rows_of(traces: Sequence[NewTrace]) -> list[dict[str, Json]]:
     return [
         plain(one)
-        | {"body": {"intent": one.intent, "from": one.from_id, "to": one.agent, "permissions": list(one.permissions)}
+        | {"body": {"intent": one.intent, "from": one.from_id, "to": one.agent, "permissions": list(one.permissions),
+                    "key": one.kid}
+           | (named(one.by) if one.by else {})
            | ({"lane": one.lane} if one.lane else {})}
         for one in traces
     ]  # fmt: skip

@@ -9,6 +9,7 @@ import time
 from collections.abc import Sequence
 
 from agentmesh.infrastructure.database import Database, Row
+from agentmesh.state.audit import said
 
 COLUMNS = "kid, tenant_id, owner, public, grants, registered_at, revoked_at"
 
@@ -31,21 +32,32 @@ class KeyTable:
             self._seen[kid] = (time.monotonic(), row)
         return row
 
-    def register(self, *, kid: str, tenant_id: str, owner: str, public: bytes, grants: Sequence[str]) -> None:
+    def register(
+        self, *, kid: str, tenant_id: str, owner: str, public: bytes, grants: Sequence[str], by: str = "mesh"
+    ) -> None:  # fmt: skip
         """Afterwards envelopes signed by this key are believed; a kid that is known keeps its tenant, owner and grants."""
         self._db.once(
             "INSERT INTO mesh.keys (kid, tenant_id, owner, public, grants)"
-            " VALUES (%(kid)s, %(tenant)s, %(owner)s, %(public)s, %(grants)s) ON CONFLICT (kid) DO NOTHING",
-            {"kid": kid, "tenant": tenant_id, "owner": owner, "public": public, "grants": list(grants)},
+            " VALUES (%(kid)s, %(tenant)s, %(owner)s, %(public)s, %(grants)s) ON CONFLICT (kid) DO NOTHING"
+            " RETURNING mesh.audit_note(tenant_id, 'KEY_NEW', %(said)s::jsonb)",
+            {
+                "kid": kid,
+                "tenant": tenant_id,
+                "owner": owner,
+                "public": public,
+                "grants": list(grants),
+                "said": said(by, kid=kid, owner=owner, grants=list(grants)),
+            },
         )
         self._seen.pop(kid, None)
 
-    def revoke(self, kid: str) -> bool:
+    def revoke(self, kid: str, *, by: str) -> bool:
         """True when the key was valid until now."""
         with self._db.checkout() as tx:
             won = tx.count(
-                "UPDATE mesh.keys SET revoked_at = mesh.mesh_now() WHERE kid = %(kid)s AND revoked_at IS NULL",
-                {"kid": kid},
+                "UPDATE mesh.keys SET revoked_at = mesh.mesh_now() WHERE kid = %(kid)s AND revoked_at IS NULL"
+                " RETURNING mesh.audit_note(tenant_id, 'KEY_REVOKE', %(said)s::jsonb)",
+                {"kid": kid, "said": said(by, kid=kid)},
             )
         self._seen.pop(kid, None)
         return won == 1

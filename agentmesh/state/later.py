@@ -6,7 +6,7 @@ returned.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 from uuid import UUID
 
 import psycopg
@@ -15,6 +15,7 @@ from agentmesh.errors import CallEnded, UnknownCall
 from agentmesh.infrastructure.database import Database, Row
 from agentmesh.records import Failure, Json
 from agentmesh.state import calls
+from agentmesh.state.audit import NOTE, said
 from agentmesh.state.calls import Claimed, Settled
 
 # Ours, or ours already: a commit whose answer was lost is repeated.
@@ -54,17 +55,17 @@ def find(db: Database, call_id: UUID, *, tenant: str | None = None) -> Row:
 
 
 def answer(
-    db: Database, call: Row, outcome: Literal["won", "failed"], *, result: Json = None, failure: Failure | None = None
-) -> Settled:
+    db: Database, call: Row, outcome: Literal["won", "failed"], *, result: Json = None, failure: Failure | None = None,
+    by: str,
+) -> Settled:  # fmt: skip
     """The running call has ended with this. Raises CallEnded when it has ended, or runs not at the moment."""
     for _ in range(4):  # its worker lets go of it while we look, or the answer to our commit is lost
         if call["status"] != "running":
             break
         try:
-            with db.checkout() as tx:
-                settled = calls.settle(
-                    tx, call, worker_id=call["worker_id"], outcome=outcome, result=result, failure=failure
-                )
+            settled = _settle(
+                db, call, by, worker_id=call["worker_id"], outcome=outcome, result=result, failure=failure
+            )
         except (psycopg.OperationalError, psycopg.InterfaceError):
             settled = None
             call = find(db, call["id"])
@@ -75,3 +76,13 @@ def answer(
             return settled
         call = find(db, call["id"])
     raise CallEnded(f"call {call['id']} waits for no answer", value=call["status"])
+
+
+def _settle(db: Database, call: Row, by: str, **how: Any) -> Settled | None:
+    about = said(by, trace_id=str(call["trace_id"]), call=str(call["id"]), outcome=how["outcome"])
+    with db.begin() as tx:
+        settled = calls.settle(tx, call, **how)
+        if settled is not None:
+            tx.all(NOTE, {"tenant": call["tenant_id"], "action": "CALL_FINISH", "said": about})
+        return settled
+    return None

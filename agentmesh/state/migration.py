@@ -9,7 +9,7 @@ from uuid import UUID
 
 from agentmesh.errors import DoesNotFit, UnknownTrace
 from agentmesh.infrastructure.database import Database, Row, jsonb
-from agentmesh.records import Json
+from agentmesh.records import Json, named
 
 # Nobody holds it, so that no decision of the old plan is on its way.
 MOVE = """
@@ -82,5 +82,5 @@ def migrate(db: Database, move: Move, *, tenant: str, kinds: Mapping[str, Collec
         nodes = fit(steps, kinds, move.nodes)
         for step in steps:
             tx.count(RENAME, at | {"step": step["id"], "node": nodes[step["node"]]})
-        body: dict[str, Json] = {"plan": move.to, "was": move.was, "by": by, "nodes": dict(move.nodes)}
+        body: dict[str, Json] = {"plan": move.to, "was": move.was, **named(by), "nodes": dict(move.nodes)}
         tx.count(EVENT, at | {"seq": row["seq"], "body": jsonb(body)})

@@ -15,7 +15,7 @@ from uuid import UUID
 
 from agentmesh.errors import NotResolvable, NotRetryable
 from agentmesh.infrastructure.database import Database, Row, Tx, jsonb
-from agentmesh.records import Json, Ring, new_id
+from agentmesh.records import Json, Ring, named, new_id
 from agentmesh.state.calls import call_ring, step_ring
 
 UNKNOWN = "E_OUTCOME_UNKNOWN"
@@ -172,7 +172,7 @@ def _retry(db: Database, at: dict[str, Any], by: str) -> list[Ring] | None:
 def _retry_in(tx: Tx, at: dict[str, Any], by: str) -> list[Ring] | None:
     trace_id: UUID = at["trace"]
     try:
-        step, at = _reopen_trace(tx, at["tenant"], trace_id, {"retry": True, "by": by})
+        step, at = _reopen_trace(tx, at["tenant"], trace_id, {"retry": True, **named(by)})
     except NotRetryable:
         return None
     if step is None:
@@ -214,7 +214,7 @@ def resolve(
     again as in a retry, but for those of `once`: their slots stay lost. The person is named in the trace's events.
     Raises NotResolvable: when the call is no failed call of `once`, or is not what its trace has failed at.
     """
-    body: dict[str, Json] = {"resolve": str(call["id"]), "as": to, "by": by} | ({"reason": reason} if reason else {})
+    body = {"resolve": str(call["id"]), "as": to, **named(by)} | ({"reason": reason} if reason else {})
     with db.begin() as tx:
         try:
             step, at = _reopen_trace(tx, call["tenant_id"], call["trace_id"], body)

@@ -15,7 +15,7 @@ import psycopg
 
 from agentmesh.errors import NotRewindable, UnknownTrace
 from agentmesh.infrastructure.database import Database, Row, Tx, jsonb
-from agentmesh.records import Json, Ring, new_id
+from agentmesh.records import Json, Ring, named, new_id
 from agentmesh.state import memory
 from agentmesh.state.calls import step_ring
 from agentmesh.state.changes import MemoryWrite, NewTrace
@@ -152,7 +152,7 @@ def rewind(db: Database, *, tenant: str, trace_id: UUID, ordinal: int, by: str, 
         restored, parked = _restore(tx, at, row["context_id"], step["mem_seq"], after)
         undo = tx.one(TO_UNDO, at) is not None
         ring = _begin(tx, at, step, place=row["steps"], undo=undo)
-        body: dict[str, Json] = {"by": by, "to": step["node"], "step": ordinal, "restored": restored, "parked": parked}
+        body = named(by) | {"to": step["node"], "step": ordinal, "restored": restored, "parked": parked}
         body |= {"reason": reason} if reason else {}
         tx.count(EVENT, at | {"seq": row["seq"], "name": "EXEC_ROLLBACK", "step": ring.id, "body": jsonb(body)})
         return Rewound(step["node"], tuple(restored), tuple(parked), (ring,))
@@ -179,7 +179,7 @@ def undo(db: Database, *, tenant: str, trace_id: UUID, by: str, reason: str = ""
         if start is None:
             raise psycopg.Rollback
         ring = step_ring({f"step_{name}": value for name, value in start.items()}, trace_id)
-        body: dict[str, Json] = {"by": by, "undo": True} | ({"reason": reason} if reason else {})
+        body = named(by) | {"undo": True} | ({"reason": reason} if reason else {})
         tx.count(EVENT, at | {"seq": row["seq"], "name": "EXEC_ROLLBACK", "step": ring.id, "body": jsonb(body)})
         return Rewound("compensate", (), (), (ring,))
     raise NotRewindable("this trace could not be stopped", value=str(trace_id))
@@ -231,7 +231,7 @@ def fork(db: Database, made: NewTrace, *, of: Row, ordinal: int, policy: Json, p
                 "context": made.context_id, "scope": str(made.id), "source_context": of["context_id"],
                 "source_scope": str(of["id"]), "mem_seq": step["mem_seq"], "after": [one["id"] for one in steps if one["later"]],
             })  # fmt: skip
-            began: dict[str, Json] = {"plan": plan_hash, "forked_from": str(of["id"]), "step": ordinal, "by": by}
+            began: dict[str, Json] = {"plan": plan_hash, "forked_from": str(of["id"]), "step": ordinal, **named(by)}
             after = step["after"] and str(kept[UUID(step["after"])])
             ring = _begin(tx, mine, step | {"after": after}, place=len(pairs) + 1)
             tx.count(EVENT, mine | {"seq": 2, "name": "EXEC_START", "step": ring.id, "body": jsonb(began)})

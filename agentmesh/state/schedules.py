@@ -12,6 +12,7 @@ from typing import Any
 
 from agentmesh.infrastructure.database import Database, Row, Tx, jsonb
 from agentmesh.records import Json
+from agentmesh.state.audit import said
 
 COLUMNS = "tenant_id, id, agent, intent, context_id, payload, priority, cron, timezone, missed, declared"
 
@@ -25,7 +26,7 @@ ON CONFLICT (tenant_id, id) DO UPDATE SET agent = excluded.agent, intent = exclu
   missed = excluded.missed, error = NULL,
   next_at = CASE WHEN (s.cron, s.timezone) = (excluded.cron, excluded.timezone) THEN s.next_at ELSE excluded.next_at END
  WHERE s.declared = excluded.declared AND (NOT s.declared OR s.agent = excluded.agent)
-RETURNING id
+RETURNING id, CASE WHEN NOT declared THEN mesh.audit_note(tenant_id, 'SCHEDULE_ADD', %(said)s::jsonb) END
 """
 
 UNDECLARED = """
@@ -48,9 +49,12 @@ SELECT {COLUMNS}, next_at, fired_at, fired, error FROM mesh.schedules WHERE tena
 """
 
 
-def put(db: Database, row: dict[str, Any]) -> bool:
+def put(db: Database, row: dict[str, Any], *, by: str) -> bool:
     """The schedule stands as `row` says; False where its name is taken, by a file's or by another agent's file."""
-    return bool(db.once(PUT, row | {"payload": jsonb(row["payload"])}))
+    noted = said(
+        by, schedule=row["id"], agent=row["agent"], intent=row["intent"], cron=row["cron"], timezone=row["timezone"]
+    )
+    return bool(db.once(PUT, row | {"payload": jsonb(row["payload"]), "said": noted}))
 
 
 def keep_only(db: Database, tenant: str, agent: str, ids: Sequence[str]) -> None:
@@ -58,10 +62,11 @@ def keep_only(db: Database, tenant: str, agent: str, ids: Sequence[str]) -> None
     db.once(UNDECLARED, {"tenant": tenant, "agent": agent, "ids": list(ids)})
 
 
-def remove(db: Database, tenant: str, name: str) -> bool:
+def remove(db: Database, tenant: str, name: str, *, by: str) -> bool:
     """True when the schedule, which no file declared, is gone."""
-    sql = "DELETE FROM mesh.schedules WHERE tenant_id = %(tenant)s AND id = %(id)s AND NOT declared RETURNING id"
-    return bool(db.once(sql, {"tenant": tenant, "id": name}))
+    sql = "DELETE FROM mesh.schedules WHERE tenant_id = %(tenant)s AND id = %(id)s AND NOT declared"
+    noting = " RETURNING id, mesh.audit_note(tenant_id, 'SCHEDULE_REMOVE', %(said)s::jsonb)"
+    return bool(db.once(sql + noting, {"tenant": tenant, "id": name, "said": said(by, schedule=name)}))
 
 
 def listed(db: Database, tenant: str) -> list[Row]:

@@ -16,7 +16,7 @@ import psycopg
 
 from agentmesh.errors import AlreadyDecided, TraceEnded, UnknownTrace
 from agentmesh.infrastructure.database import Database, Row, jsonb
-from agentmesh.records import Failure, Json, Ring, new_id
+from agentmesh.records import Failure, Json, Ring, named, new_id
 from agentmesh.state import inbox
 from agentmesh.state.calls import step_ring
 
@@ -124,7 +124,7 @@ def send(
     Raises UnknownTrace, or TraceEnded.
     """
     at = {"trace": trace_id, "tenant": tenant, "name": name}
-    body: dict[str, Json] = {"signal": name, "by": by}
+    body = {"signal": name, **named(by)}
     with suppress(psycopg.errors.UniqueViolation), db.begin() as tx:
         given = {"key": key, "signal": new_id(), "payload": jsonb(payload) or "null", "by": by, "body": jsonb(body)}
         if tx.one(SEND, at | given) is None:
@@ -158,7 +158,7 @@ def decide(
     if not ok:
         output["error"] = Failure("E_REJECTED", f"{by} chose {choice}" + (f": {reason}" if reason else "")).as_json()
     with db.begin() as tx:
-        if tx.one(DECIDE, at | {"body": jsonb({"node": step["node"], **said})}) is None:
+        if tx.one(DECIDE, at | {"body": jsonb({"node": step["node"], **said, **named(by)})}) is None:
             raise psycopg.Rollback
         row = tx.one(DECIDED, at | {"output": jsonb(output)})
         if row is None:

@@ -15,7 +15,7 @@ import psycopg
 
 from agentmesh.errors import UnknownTrace
 from agentmesh.infrastructure.database import Database, Row, Tx, jsonb
-from agentmesh.records import Json, Ring, new_id
+from agentmesh.records import Ring, named, new_id
 from agentmesh.state.calls import call_ring, step_ring
 from agentmesh.state.closing import close
 from agentmesh.state.deliveries import END_COLUMNS, INSERT_END
@@ -176,5 +176,5 @@ def _now(db: Database, at: dict[str, Any], *, changed: bool, rings: Sequence[Rin
 
 
 def _said(by: str, reason: str) -> str:
-    body: dict[str, Json] = {"by": by} | ({"reason": reason} if reason else {})
+    body = named(by) | ({"reason": reason} if reason else {})
     return jsonb(body) or "{}"

@@ -53,7 +53,7 @@ def test_s09_refused_envelopes_and_tokens_all_get_the_same_bytes(door: Door, tmp
     strange = producer(door, tmp_path / "other", owner="strange")
     door.lab.rows("DELETE FROM mesh.keys WHERE kid = %(kid)s", kid=strange.kid)
     door.mesh.keys  # noqa: B018 - made
-    door.mesh.key_table.revoke(gone.kid)
+    door.mesh.key_table.revoke(gone.kid, by="me")
     door.mesh.key_table._seen.clear()
     good = signed(key)
     head, body, seal = good.split(".")
@@ -67,7 +67,7 @@ def test_s09_refused_envelopes_and_tokens_all_get_the_same_bytes(door: Door, tmp
     ]  # fmt: skip
     poster = door.stranger(**JOSE)
     kid, api = door.issue("*")
-    door.mesh.key_table.revoke(kid)
+    door.mesh.key_table.revoke(kid, by="me")
     wrong = [
         api,
         api[:-1] + ("A" if api[-1] != "A" else "B"),
@@ -409,7 +409,7 @@ def test_s08_a_key_revoked_elsewhere_is_refused_here_within_half_a_minute(door: 
     kid, token = door.issue("*")
     caller = door.client(token=token)
     assert caller.get("/v1/traces").status_code == 200
-    KeyTable(door.mesh.db).revoke(kid)  # by another process
+    KeyTable(door.mesh.db).revoke(kid, by="me")  # by another process
     row = door.mesh.key_table
     assert row._fresh_s <= 25
     row._seen.clear()  # what time does

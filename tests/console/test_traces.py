@@ -123,7 +123,9 @@ def test_pause_resume_and_cancel_tell_what_they_changed_and_who_said_so(door: Do
     ]  # fmt: skip
     events = boss.get(f"{url}/events").json()["items"]
     assert [one["name"] for one in events] == ["BIR_DISPATCH", "EXEC_PAUSE", "EXEC_RESUME", "EXEC_CANCEL"]
-    assert all(one["body"] == {"by": "boss", "reason": "why not"} for one in events[1:])
+    said_by = {"by": "boss", "reason": "why not", "permission": "traces:steer"}
+    assert all(one["body"] == said_by | {"key": one["body"]["key"]} for one in events[1:])
+    assert all(one["body"]["key"].startswith("api:") for one in events[1:])
     told = problem(boss.post(f"{url}/pause"), 409, "E_TOO_LATE")
     assert told["value"] == "cancelled"
 

@@ -20,7 +20,7 @@ def test_a_paused_agent_claims_nothing_and_its_running_work_goes_on(lab):
     lab.drain()
     assert (begun.status(), waiting.status()) == ("done", "queued")
     assert state(lab) == "paused"
-    assert lab.mesh.lifecycle.resume("puppet")
+    assert lab.mesh.lifecycle.resume("puppet", by="me")
     lab.shift(3)
     due = rings.due(lab.mesh.db, again_s=2, cap_s=10, batch=10)
     assert [row["id"] for row in due] == [waiting.id]
@@ -37,7 +37,7 @@ def test_what_waits_for_a_paused_agent_is_not_rung_again_and_is_not_stuck(lab, d
     )
     assert rings.due(lab.mesh.db, again_s=2, cap_s=10, batch=10) == []
     assert testing.broken(database_url) == {}
-    lab.mesh.lifecycle.resume("puppet")
+    lab.mesh.lifecycle.resume("puppet", by="me")
     assert len(rings.due(lab.mesh.db, again_s=2, cap_s=10, batch=10)) == 1
     lab.drain()
 
@@ -48,7 +48,7 @@ def test_pausing_twice_changes_nothing_and_a_new_announcement_does_not_resume(la
     lab.mesh.registry.announce(lab.mesh.db, ["default"])
     (row,) = life.agents()
     assert (row["state"], row["paused_by"]) == ("paused", "me")
-    assert [life.resume("puppet"), life.resume("puppet")] == [True, False]
+    assert [life.resume("puppet", by="me"), life.resume("puppet", by="me")] == [True, False]
     with pytest.raises(UnknownAgent):
         life.pause("nobody", by="me")
 

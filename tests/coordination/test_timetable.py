@@ -23,7 +23,7 @@ def due(lab):
     """due(hours, **changes) -> the lab, with a schedule whose moment came so many hours ago."""
 
     def make(hours=0, **changes):
-        lab.mesh.timetable.add("default", "hourly", **HOURLY | changes)
+        lab.mesh.timetable.add("default", "hourly", by="me", **HOURLY | changes)
         lab.rows(
             "UPDATE mesh.schedules SET next_at = date_trunc('hour', mesh.mesh_now()) - make_interval(hours => %(h)s)",
             h=hours,
@@ -89,7 +89,7 @@ def test_nine_in_berlin_stays_nine_in_berlin_over_the_change_of_clocks():
 
 def test_one_whose_agent_is_gone_says_so_and_stops_no_other(due):
     lab = due()
-    lab.mesh.timetable.add("default", "orphan", **HOURLY | {"agent": "nobody"})
+    lab.mesh.timetable.add("default", "orphan", by="me", **HOURLY | {"agent": "nobody"})
     lab.rows("UPDATE mesh.schedules SET next_at = mesh.mesh_now() - interval '5 s' WHERE id = 'orphan'")
     lab.mesh.timetable.fire()
     rows = {row["id"]: row for row in schedules.listed(lab.mesh.db, "default")}
@@ -123,7 +123,7 @@ def test_a_rescuer_that_does_not_lead_fires_too_and_rings(due):
     lab.rows("INSERT INTO mesh.leaders (name, worker_id, until)"
              " SELECT 'rescuer', gen_random_uuid(), mesh.mesh_now() + interval '1 min'")  # fmt: skip
     made = Rescuer(lab.mesh.db, Heard(), lab.mesh.notes, Pace(), ring=lab.bells.ring, depths=lambda queues: {},
-                   timetable=lab.mesh.timetable)  # fmt: skip
+                   also=[lab.mesh.timetable.fire])  # fmt: skip
     assert not made.tick()
     assert [ring.id for ring in lab.bells.waiting] == [one["id"] for one in fired(lab)]
 
@@ -143,9 +143,9 @@ def test_an_agents_file_declares_its_schedules_and_takes_them_back(lab):
     assert after["puppet.night"]["next_at"] < before["puppet.night"]["next_at"]
     assert declare(night=night | {"timezone": "UTC"})["puppet.night"]["next_at"] > after["puppet.night"]["next_at"]
     with pytest.raises(ScheduleTaken, match="an agent's file declares this schedule"):
-        lab.mesh.timetable.remove("default", "puppet.night")
+        lab.mesh.timetable.remove("default", "puppet.night", by="me")
     with pytest.raises(UnknownSchedule):
-        lab.mesh.timetable.remove("default", "nothing")
+        lab.mesh.timetable.remove("default", "nothing", by="me")
 
 
 @pytest.mark.parametrize(

@@ -186,7 +186,7 @@ def test_s22_a_context_of_the_same_name_in_another_tenant_is_another_context(lab
 # DESIGN rule 9: the beat, the rescuer's selection, and a claim by our own id. The key table is asked by kid.
 UNNAMED = (
     "UPDATE mesh.workers", "INSERT INTO mesh.workers", "FROM mesh.workers", "INTO mesh.leaders", "FROM mesh.keys",
-    "pg_control_checkpoint", "SELECT extract(epoch FROM mesh.mesh_now())", "LEFT JOIN mesh.workers w", "c.deadline < mesh.mesh_asof()", "WHERE id = %(call)s AND epoch",
+    "pg_control_checkpoint", "mesh.audit_seal", "SELECT extract(epoch FROM mesh.mesh_now())", "LEFT JOIN mesh.workers w", "c.deadline < mesh.mesh_asof()", "WHERE id = %(call)s AND epoch",
     "WHERE id = (SELECT trace_id FROM mesh.steps WHERE id = %(step)s)", "WHERE id = %(trace)s AND epoch = %(epoch)s AND status = 'queued'",
     "WHERE t.id = x.id AND t.epoch = x.epoch", "GROUP BY queue", "t.rung_at < t.wake_at", "ANALYZE mesh.", "ORDER BY relname", "WHERE parent_owed", "DELETE FROM mesh.lanes",
 )  # fmt: skip
