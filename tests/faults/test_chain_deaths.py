@@ -18,6 +18,8 @@ POINTS = (
 )  # fmt: skip
 QUICK = {"tools.before_commit": 1, "finish.after_commit": 2}
 """Deaths in the quick set."""
+FEWEST = {"reason.after_commit": 1}
+"""Deaths where the chain comes by a point less than three times."""
 EXPECTED = {
     "n": 5, "turns": 2, "sum": 9, "kept": 2,
     "children": [{"one": {"n": 4}, "twin": {"n": 4}}, 37, {"left": 7, "right": "right"}],
@@ -79,7 +81,7 @@ def test_a_chain_of_all_kinds_ends_as_ever_wherever_its_worker_is_killed(
     assert trace.result(0) == EXPECTED
     bench.settle()
     died = bench.value("SELECT count(*) FROM mesh.workers WHERE state = 'dead'")
-    assert died >= min(deaths, 3)
+    assert died >= min(deaths, FEWEST.get(point, 3))
     assert bench.value("SELECT count(*) FROM mesh.traces WHERE parent_id IS NOT NULL") == CHILDREN
     runs = Counter((one.name, one.idem_key) for one in bench.runs())
     assert Counter(name for name, _ in runs) == CALLS
