@@ -283,6 +283,13 @@ class UnknownTrace(MeshError):
     next = "agentmesh trace list"
 
 
+class UnknownMemory(MeshError):
+    code = "E_MEMORY_UNKNOWN"
+    exit_code = 3
+    expected = "a key that something was remembered under, and a version it has had"
+    next = "agentmesh memory get"
+
+
 class UnknownSchedule(MeshError):
     code = "E_SCHEDULE_UNKNOWN"
     exit_code = 3
@@ -724,6 +731,13 @@ class NotRewindable(MeshError):
     exit_code = 4
     expected = "a step of this trace at which it can begin anew"
     next = "agentmesh trace show"
+
+
+class MemoryChanged(MeshError):
+    code = "E_MEMORY_CHANGED"
+    exit_code = 4
+    expected = "the version that was read before"
+    next = "agentmesh memory history"
 
 
 class NothingOpen(MeshError):

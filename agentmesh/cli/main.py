@@ -32,6 +32,7 @@ from agentmesh.cli import (
     flower,
     gateway,
     keys,
+    memory,
     people,
     schedule,
     steer,
@@ -86,6 +87,7 @@ for group in (
     webhooks.app,
     chains.app,
     keys.app,
+    memory.app,
     db.app,
     config.app,
 ):

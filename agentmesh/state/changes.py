@@ -146,6 +146,7 @@ class MemoryWrite:
     step_id: UUID | None = None
     trusted: bool = False
     deleted: bool = False
+    reason: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,12 +7,13 @@ full-text search.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from datetime import datetime
+from typing import Any, Literal
 from uuid import UUID
 
-from agentmesh.errors import Mistake
+from agentmesh.errors import MemoryChanged, Mistake, UnknownMemory
 from agentmesh.infrastructure.database import Database, Row, Tx, jsonb
 from agentmesh.records import Json, new_id
 from agentmesh.state.blobs import BlobStore
@@ -27,12 +28,12 @@ ON CONFLICT (tenant_id, id) DO UPDATE SET mem_seq = c.mem_seq + %(n)s RETURNING 
 
 WRITE = """
 INSERT INTO mesh.memory (id, tenant_id, context_id, type, scope, key, version, value, deleted, trace_id, step_id, origin,
-  trusted, mem_seq)
+  trusted, reason, mem_seq)
 SELECT x.id, %(tenant)s, %(context)s, x.type, x.scope, x.key, 1 + coalesce((SELECT max(m.version) FROM mesh.memory m
    WHERE m.tenant_id = %(tenant)s AND m.context_id = %(context)s AND m.type = x.type AND m.scope = x.scope
-     AND m.key = x.key), 0), x.value, x.deleted, %(trace)s, x.step_id, x.origin, x.trusted, %(seq)s
+     AND m.key = x.key), 0), x.value, x.deleted, %(trace)s, x.step_id, x.origin, x.trusted, x.reason, %(seq)s
   FROM jsonb_to_recordset(%(rows)s::jsonb) AS x(id uuid, type text, scope text, key text, value jsonb, deleted boolean,
-   step_id uuid, origin text, trusted boolean)
+   step_id uuid, origin text, trusted boolean, reason text)
 """
 
 # Part of the holder's commit: short-term entries have one writer, whose trace row that statement has locked.
@@ -51,6 +52,24 @@ SELECT DISTINCT ON (type, key) type, key, value, version, origin, trusted, delet
  ORDER BY type, key, version DESC
 """
 
+# Why it was written: what a person said, or the node and the intent it happened at.
+HISTORY = """
+SELECT m.type, m.key, m.value, m.version, m.origin, m.trusted, m.deleted, m.at, m.trace_id, m.step_id, m.reason, s.node, t.agent,
+  t.intent FROM mesh.memory m LEFT JOIN mesh.traces t ON t.id = m.trace_id AND t.tenant_id = m.tenant_id
+  LEFT JOIN mesh.steps s ON s.id = m.step_id AND s.tenant_id = m.tenant_id
+ WHERE m.tenant_id = %(tenant)s AND m.context_id = %(context)s AND m.type = %(type)s AND m.scope = %(scope)s AND m.key = %(key)s
+ ORDER BY m.version DESC LIMIT %(limit)s
+"""
+
+# A short-term entry is its trace's: whoever else writes it takes the trace's row before the context's.
+LOCK_TRACE = "SELECT 1 FROM mesh.traces WHERE id = %(trace)s AND tenant_id = %(tenant)s FOR NO KEY UPDATE"
+
+VERSION = """
+SELECT version, value, deleted, trusted FROM mesh.memory WHERE tenant_id = %(tenant)s AND context_id = %(context)s
+  AND type = %(type)s AND scope = %(scope)s AND key = %(key)s AND version = coalesce(%(version)s, version)
+ ORDER BY version DESC LIMIT 1
+"""
+
 SEARCH = """
 SELECT key, value, version, origin, trusted, at, ts_rank(words, q) AS rank FROM (
   SELECT DISTINCT ON (key) * FROM mesh.memory
@@ -62,7 +81,11 @@ SELECT key, value, version, origin, trusted, at, ts_rank(words, q) AS rank FROM 
 
 @dataclass(frozen=True, slots=True)
 class MemoryEntry:
-    """One version of one entry."""
+    """One version of one entry: what it says, who wrote it (`origin`; `trusted`: it is a person's word), and why.
+
+    `trace_id`, `step_id`, `node`, `agent` and `intent` name where it was written; all None: outside of a trace.
+    `reason` is what a person gave for it.
+    """
 
     type: MemoryType
     key: str
@@ -70,6 +93,14 @@ class MemoryEntry:
     version: int
     origin: str
     trusted: bool
+    deleted: bool
+    at: datetime
+    trace_id: UUID | None
+    step_id: UUID | None
+    node: str | None
+    agent: str | None
+    intent: str | None
+    reason: str | None
 
 
 def write(tx: Tx, tenant_id: str, context_id: str, trace_id: UUID | None, writes: Sequence[MemoryWrite]) -> int:
@@ -109,18 +140,68 @@ class MemoryEngine:
         self._db, self._blobs = db, blobs or BlobStore(db)
         self._tenant, self._context, self._trace = tenant_id, context_id, trace_id
 
-    def store(self, key: str, value: Json, memory_type: MemoryType = "long_term", *, origin: str = "api") -> None:
-        """Afterwards the entry's newest version is `value`, committed.
+    def store(
+        self, key: str, value: Json, memory_type: MemoryType = "long_term", *, origin: str = "api", trusted: bool = False,
+        reason: str | None = None, newest: int | None = None,
+    ) -> int:  # fmt: skip
+        """Afterwards the entry's newest version, whose number is returned, is `value`, committed. With `newest`: only if
+        that was its newest version until now (0: there was none).
 
-        Raises Mistake for short-term without a trace, BadJson, PayloadTooLarge.
+        Raises Mistake for short-term without a trace, BadJson, PayloadTooLarge, MemoryChanged.
         """
         self._own(memory_type)
-        kept = self._blobs.shrink(self._tenant, value, what=f"memory {key}")
+        one = MemoryWrite(memory_type, key, self._shrunk(key, value), origin, trusted=trusted, reason=reason)
         with self._db.begin() as tx:
-            one = MemoryWrite(memory_type, key, kept, origin)
+            self._lock(tx, memory_type)
+            now = self._expect(tx, memory_type, key, newest)
             write(tx, self._tenant, self._context, self._trace, [one])
+        return now + 1
 
     update = store
+
+    def write(
+        self, values: Mapping[str, Json], memory_type: MemoryType = "long_term", *, origin: str = "api"
+    ) -> None:  # fmt: skip
+        """Afterwards each of these entries has its value, in one commit. Raises what `store` raises."""
+        self._own(memory_type)
+        writes = [MemoryWrite(memory_type, key, self._shrunk(key, value), origin) for key, value in values.items()]
+        with self._db.begin() as tx:
+            self._lock(tx, memory_type)
+            write(tx, self._tenant, self._context, self._trace, writes)
+
+    def store_result(self, node: str, value: Json) -> None:
+        """Keep what a node came to as the callback of a step keeps it: short-term, as `result:<node>`."""
+        self.store(f"result:{node}", value, "short_term")
+
+    def history(self, key: str, memory_type: MemoryType = "long_term", *, limit: int = 50) -> list[MemoryEntry]:
+        """The versions of the entry, newest first. Raises UnknownMemory where there never was one."""
+        self._own(memory_type)
+        rows = self._db.read(HISTORY, self._at(memory_type, key) | {"limit": limit})
+        if not rows:
+            raise UnknownMemory("nothing was ever remembered under this key", value=f"{memory_type}:{key}",
+                                next=f"agentmesh memory get {self._context}")  # fmt: skip
+        return [MemoryEntry(**row | {"value": self._whole(row["value"])}) for row in rows]
+
+    def revert(
+        self, key: str, version: int, memory_type: MemoryType = "long_term", *, by: str, reason: str | None = None,
+        newest: int | None = None,
+    ) -> int:  # fmt: skip
+        """Afterwards the entry's newest version says what `version` said, and is trusted as far as that was; its number.
+
+        Nothing that was written is lost. `newest` as in `store`. Raises UnknownMemory, MemoryChanged.
+        """
+        self._own(memory_type)
+        with self._db.begin() as tx:
+            self._lock(tx, memory_type)
+            now = self._expect(tx, memory_type, key, newest)
+            old = tx.one(VERSION, self._at(memory_type, key) | {"version": version})
+            if old is None:
+                raise UnknownMemory("the entry has no such version", value=f"{memory_type}:{key} {version}",
+                                    next=f"agentmesh memory history {self._context} {key}")  # fmt: skip
+            one = MemoryWrite(memory_type, key, old["value"], by, trusted=old["trusted"], deleted=old["deleted"],
+                              reason=reason or f"revert to version {version}")  # fmt: skip
+            write(tx, self._tenant, self._context, self._trace, [one])
+        return now + 1
 
     def retrieve(self, key: str, memory_type: MemoryType = "long_term") -> Json:
         """The newest value of the entry; None when there is none."""
@@ -142,6 +223,27 @@ class MemoryEngine:
 
     def _whole(self, value: Json) -> Json:
         return self._blobs.expand(self._tenant, value)
+
+    def _shrunk(self, key: str, value: Json) -> Json:
+        return self._blobs.shrink(self._tenant, value, what=f"memory {key}")
+
+    def _at(self, memory_type: MemoryType, key: str) -> dict[str, Any]:
+        scope = str(self._trace) if memory_type == "short_term" else ""
+        return {"tenant": self._tenant, "context": self._context, "type": memory_type, "scope": scope, "key": key}
+
+    def _lock(self, tx: Tx, memory_type: MemoryType) -> None:
+        """From now on nobody else writes such entries: versions read in later statements are the newest."""
+        if memory_type == "short_term":
+            tx.one(LOCK_TRACE, {"trace": self._trace, "tenant": self._tenant})
+        tx.one(LOCK, {"tenant": self._tenant, "context": self._context, "n": 0})
+
+    def _expect(self, tx: Tx, memory_type: MemoryType, key: str, newest: int | None) -> int:
+        row = tx.one(VERSION, self._at(memory_type, key) | {"version": None})
+        now: int = row["version"] if row else 0
+        if newest is not None and newest != now:
+            raise MemoryChanged("somebody else has written this entry since", value=f"{memory_type}:{key} {now}",
+                                expected=f"version {newest}", next=f"agentmesh memory history {self._context} {key}")  # fmt: skip
+        return now
 
     def _own(self, memory_type: str) -> None:
         if memory_type not in {"short_term", "long_term"}:

@@ -419,6 +419,7 @@ memory = sa.Table(
     _uuid("step_id"),
     _text("origin"),
     _flag("trusted"),
+    _text("reason", null=True),
     sa.Column("mem_seq", sa.BigInteger),
     _time("at", now=True),
     sa.Column(

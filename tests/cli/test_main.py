@@ -29,6 +29,7 @@ def test_help_names_every_verb_and_exit_code(cli: Cli) -> None:
         "agents",
         "tools",
         "keys",
+        "memory",
         "db",
         "config",
         "doctor",
