@@ -135,7 +135,7 @@ def give_back(db: Database, row: Row, outcome: Literal["lost", "released", "time
             )
         return list(settled.rings) if settled else []
     with db.begin() as tx:
-        return _let_go(tx, row, outcome)
+        return let_go(tx, row, outcome)
     return []
 
 
@@ -156,7 +156,7 @@ def give_up(db: Database, row: Row, *, worker_id: UUID) -> list[Ring]:
     return []
 
 
-def _let_go(tx: Tx, row: Row, outcome: Literal["lost", "released", "timeout"]) -> list[Ring]:
+def let_go(tx: Tx, row: Row, outcome: Literal["lost", "released", "timeout"]) -> list[Ring]:
     trace: UUID = row["id"]
     at = {"trace": trace, "tenant": row["tenant_id"], "worker": row["worker_id"], "epoch": row["epoch"]}
     body: dict[str, Json] = {"outcome": outcome, "worker": str(row["worker_id"])}

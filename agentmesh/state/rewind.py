@@ -6,6 +6,7 @@ keys that somebody else has written since: those are left, and named. Lock order
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +17,8 @@ import psycopg
 from agentmesh.errors import NotRewindable, UnknownTrace
 from agentmesh.infrastructure.database import Database, Row, Tx, jsonb
 from agentmesh.records import Json, Ring, named, new_id
-from agentmesh.state import memory
+from agentmesh.state import branches, memory
+from agentmesh.state.branches import Back
 from agentmesh.state.calls import step_ring
 from agentmesh.state.changes import MemoryWrite, NewTrace
 from agentmesh.state.closing import close
@@ -27,8 +29,8 @@ SELECT s.id, s.ordinal, s.node, s.kind, s.action, s.iteration, s.mem_seq, s.stat
   CASE WHEN s.kind = 'start' THEN s.action->>'after' WHEN b.kind = 'start' THEN b.action->>'after'
     WHEN b.action ? 'undo' THEN b.action->'undo'->>'after' ELSE b.id::text END AS after,
   b.ordinal AS before_ordinal, jsonb_array_length(coalesce(b.action->'slots', '[]')) AS chosen,
-  s.ordinal > 1 AND EXISTS (SELECT 1 FROM mesh.traces t WHERE t.id = s.trace_id AND t.tenant_id = s.tenant_id
-    AND t.state ? 'open') AS branches,
+  CASE WHEN EXISTS (SELECT 1 FROM mesh.traces t WHERE t.id = s.trace_id AND t.tenant_id = s.tenant_id AND t.state ? 'open')
+    THEN CASE s.kind WHEN 'start' THEN s.action->>'to' ELSE s.node END END AS branch,
   (SELECT max(m.iteration) FROM mesh.steps m WHERE m.trace_id = s.trace_id AND m.tenant_id = s.tenant_id) AS iterations
  FROM mesh.steps s LEFT JOIN mesh.steps b ON b.id = s.after_step_id AND b.tenant_id = s.tenant_id
  WHERE s.trace_id = %(trace)s AND s.tenant_id = %(tenant)s AND s.ordinal = %(ordinal)s AND s.kind <> 'group'
@@ -140,23 +142,45 @@ class Rewound:
 
 
 def rewind(db: Database, *, tenant: str, trace_id: UUID, ordinal: int, by: str, reason: str = "") -> Rewound:
-    """The trace begins anew at its `ordinal`-th step. Raises UnknownTrace or NotRewindable."""
+    """The trace begins anew at its `ordinal`-th step; where branches run beside one another, that step's node and all that
+    needed it do. Raises UnknownTrace or NotRewindable."""
     at: dict[str, Any] = {"trace": trace_id, "tenant": tenant, "ordinal": ordinal}
     step = _step(db, at)
+    said = named(by) | ({"reason": reason} if reason else {})
+    if step["branch"]:
+        return _rewind_branch(db, at, step, said)
     with db.begin() as tx:
         row = tx.one(REOPEN, at | {"state": jsonb(step["state"])})
         if row is None:
             raise NotRewindable("a cancelled trace, and one that has not begun, cannot go back", value=str(trace_id))
         close(tx, at)
         after = [one["id"] for one in tx.all(SUPERSEDE, at)]
-        restored, parked = _restore(tx, at, row["context_id"], step["mem_seq"], after)
+        gone = {"context": row["context_id"], "mem_seq": step["mem_seq"] or 0, "after": after}
+        restored, parked = _restore(tx, at, row["context_id"], tx.all(WRITTEN, at | gone))
         undo = tx.one(TO_UNDO, at) is not None
         ring = _begin(tx, at, step, place=row["steps"], undo=undo)
-        body = named(by) | {"to": step["node"], "step": ordinal, "restored": restored, "parked": parked}
-        body |= {"reason": reason} if reason else {}
+        body = said | {"to": step["node"], "step": ordinal, "restored": restored, "parked": parked}
         tx.count(EVENT, at | {"seq": row["seq"], "name": "EXEC_ROLLBACK", "step": ring.id, "body": jsonb(body)})
         return Rewound(step["node"], tuple(restored), tuple(parked), (ring,))
     raise NotRewindable("this trace could not go back", value=str(trace_id))
+
+
+def _rewind_branch(db: Database, at: dict[str, Any], step: Row, said: dict[str, Json]) -> Rewound:
+    node: str = step["branch"]
+    with db.begin() as tx:
+        back = Back(tx, at, node)
+        back.supersede()
+        row = tx.one(REOPEN, at | {"state": jsonb(back.state)})
+        if row is None:
+            raise psycopg.Rollback
+        restored, parked = _restore(tx, at, row["context_id"], branches.written(tx, at, row["context_id"], back.steps))
+        ring = _begin(tx, at, step | {"kind": "branch", "node": node}, place=row["steps"])
+        back.begin_again()
+        body = said | {"to": node, "step": step["ordinal"], "restored": restored, "parked": parked,
+                       "anew": sorted(back.nodes)}  # fmt: skip
+        tx.count(EVENT, at | {"seq": row["seq"], "name": "EXEC_ROLLBACK", "step": ring.id, "body": jsonb(body)})
+        return Rewound(node, tuple(restored), tuple(parked), (ring, *back.rings))
+    raise NotRewindable("this trace could not go back", value=str(at["trace"]))
 
 
 def undo(db: Database, *, tenant: str, trace_id: UUID, by: str, reason: str = "") -> Rewound:
@@ -201,6 +225,8 @@ def fork(db: Database, made: NewTrace, *, of: Row, ordinal: int, policy: Json, p
     tenant = made.tenant_id
     at: dict[str, Any] = {"trace": of["id"], "tenant": tenant, "ordinal": ordinal}
     step = _step(db, at)
+    if step["branch"]:
+        raise NotRewindable("branches of this trace run beside one another", value=str(ordinal), expected="step 1")
     steps = db.once(
         "SELECT id, ordinal, after_step_id, kind, status, ordinal >= %(ordinal)s AS later FROM mesh.steps"
         " WHERE trace_id = %(trace)s AND tenant_id = %(tenant)s AND kind <> 'group' AND status <> 'superseded' ORDER BY ordinal",
@@ -265,10 +291,6 @@ def _step(db: Database, at: dict[str, Any]) -> Row:
         raise NotRewindable("this trace has no such step", value=str(at["ordinal"]),
                             next=f"agentmesh trace show {at['trace']}")  # fmt: skip
     step = rows[0]
-    if step["branches"]:
-        raise NotRewindable(
-            "branches of this trace run beside one another", value=str(step["ordinal"]), expected="step 1"
-        )
     if step["kind"] == "tools" and step["before_kind"] == "reason" and step["chosen"]:
         raise NotRewindable("this step runs what the reasoner before it chose", value=str(step["ordinal"]),
                             expected=f"step {step['before_ordinal']}, which decides again")  # fmt: skip
@@ -293,10 +315,8 @@ def _begin(tx: Tx, at: dict[str, Any], step: Row, *, place: int, undo: bool = Fa
     return step_ring({f"step_{name}": value for name, value in row.items()}, at["trace"])
 
 
-def _restore(
-    tx: Tx, at: dict[str, Any], context: str, mem_seq: int | None, after: list[UUID]
-) -> tuple[list[str], list[str]]:
-    rows = tx.all(WRITTEN, at | {"context": context, "mem_seq": mem_seq or 0, "after": after})
+def _restore(tx: Tx, at: dict[str, Any], context: str, rows: Sequence[Row]) -> tuple[list[str], list[str]]:
+    """Write what was before, where it is ours to take back; the keys that went back, and those that somebody else wrote."""
     back = [
         MemoryWrite(one["type"], one["key"], None if one["gone"] else one["value"], "rewind", deleted=bool(one["gone"]))
         for one in rows

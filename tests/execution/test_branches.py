@@ -115,14 +115,91 @@ def test_a_failed_branch_is_retried_with_those_it_had_closed(lab):
     assert lab.t.result(0) == "LAST"
 
 
-def test_a_trace_with_branches_is_rewound_as_a_whole(lab):
+def at(lab, node):
+    """The number of the node's newest step."""
+    return [one["ordinal"] for one in lab.steps(lab.t) if one["node"] == node and one["status"] != "superseded"][-1]
+
+
+def back(lab, ordinal):
+    done = rewind.rewind(lab.mesh.db, tenant="default", trace_id=lab.t.id, ordinal=ordinal, by="ann")
+    lab.bells.ring(done.rings)
+    lab.drain()
+    return done
+
+
+def test_a_trace_with_branches_is_rewound_as_a_whole_at_its_first_step(lab):
     lab = lab(*DIAMOND)
     lab.drain()
-    with pytest.raises(NotRewindable, match="step 1"):
-        rewind.rewind(lab.mesh.db, tenant="default", trace_id=lab.t.id, ordinal=3, by="ann")
-    lab.bells.ring(rewind.rewind(lab.mesh.db, tenant="default", trace_id=lab.t.id, ordinal=1, by="ann").rings)
-    lab.drain()
+    back(lab, 1)
     assert sorted(lab.seen) == sorted(["a", "b", "c", "d"] * 2)
+
+
+def test_a_branch_is_rewound_with_what_needed_it_and_no_other(lab):
+    lab = lab(*DIAMOND)
+    lab.drain()
+    done = back(lab, at(lab, "b"))
+    assert lab.seen[4:] == ["b", "d"]
+    assert (lab.t.result(0), done.node, done.parked) == ("D", "b", ())
+    assert done.restored == ("short_term:result:b", "short_term:result:d")
+    superseded = {one["node"] for one in lab.steps(lab.t) if one["status"] == "superseded"}
+    assert superseded == {"start", "b", "d"}
+    assert lab.trace(lab.t)["state"]["marks"] == dict.fromkeys("abcd", "done")
+
+
+def test_other_branches_wait_on_where_they_wait(lab):
+    lab = lab({"id": "told", "signal": "go", "needs": []}, step("b"), step("c", "b", "told"))
+    lab.drain()
+    before = [one["id"] for one in lab.steps(lab.t) if one["status"] == "waiting"]
+    back(lab, at(lab, "b"))
+    assert [one["id"] for one in lab.steps(lab.t) if one["status"] == "waiting"] == before
+    lab.bells.ring(signals.send(lab.mesh.db, tenant="default", trace_id=lab.t.id, name="go", by="ann").rings)
+    lab.drain()
+    assert (lab.t.result(0), lab.seen) == ("C", ["b", "b", "c"])
+
+
+def test_what_the_end_of_the_trace_had_closed_begins_again_with_a_rewound_branch(lab):
+    lab.broken.add("bad")
+    lab = lab(
+        step("good"), {"id": "told", "signal": "go", "needs": []}, step("bad", "good"), step("last", "bad", "told")
+    )
+    lab.drain()
+    assert lab.t.status() == "failed"
+    lab.broken.clear()
+    back(lab, at(lab, "good"))
+    lab.bells.ring(signals.send(lab.mesh.db, tenant="default", trace_id=lab.t.id, name="go", by="ann").rings)
+    lab.drain()
+    assert (lab.t.result(0), lab.seen) == ("LAST", ["good", "bad", "good", "bad", "last"])
+
+
+def test_whoever_is_at_another_branch_loses_it_and_it_is_taken_again(lab):
+    lab = lab(step("a"), {"id": "told", "signal": "go", "needs": []}, step("c", "told", tool="here"))
+    lab.drain()
+    [ring] = signals.send(lab.mesh.db, tenant="default", trace_id=lab.t.id, name="go", by="ann").rings
+    runtime = lab.mesh.runtime("puppet")
+    with runtime.claimed(ring) as session:
+        done = rewind.rewind(lab.mesh.db, tenant="default", trace_id=lab.t.id, ordinal=at(lab, "a"), by="ann")
+        assert runtime.run(session) == "lost"
+    lab.bells.ring(done.rings)
+    lab.drain()
+    assert (lab.t.status(), sorted(lab.seen)) == ("done", ["a", "a", "c"])
+
+
+def test_branches_that_did_what_has_to_be_undone_go_back_as_a_whole(lab, tools):
+    @register_tool("undo", registry=tools)
+    def undo(args: dict, result: int) -> None: ...
+
+    @register_tool("book", registry=tools, compensate="undo")
+    def book() -> int:
+        return 1
+
+    lab = lab({"id": "b", "tools": ["book"], "needs": []}, step("c"))
+    lab.drain()
+    before = lab.everything()
+    with pytest.raises(NotRewindable, match="what branches have done is undone as a whole") as caught:
+        back(lab, at(lab, "b"))
+    assert (caught.value.value, caught.value.expected, lab.everything()) == ("book", "step 1", before)
+    back(lab, at(lab, "c"))  # which did nothing of the kind
+    assert lab.seen == ["c", "c"]
 
 
 @pytest.mark.parametrize(("steps", "said"), [
