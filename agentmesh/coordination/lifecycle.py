@@ -49,7 +49,7 @@ def state_of(row: Row) -> State:
     if row["paused_at"] is not None:
         return "paused"
     if row["workers"] == 0:
-        return "error" if row["queued"] else "done"
+        return "error" if row["queued"] or row["running"] else "done"
     return "running" if row["running"] else "idle"
 
 

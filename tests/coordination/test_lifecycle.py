@@ -65,7 +65,7 @@ def test_instances_are_told_from_their_workers(lab):
 @pytest.mark.parametrize(
     ("paused_at", "workers", "queued", "running", "state"),
     [(None, 1, 3, 0, "idle"), (None, 1, 0, 1, "running"), (1, 1, 0, 1, "paused"), (None, 0, 1, 0, "error"),
-     (None, 0, 0, 0, "done")],
+     (None, 0, 0, 1, "error"), (None, 0, 0, 0, "done")],
 )  # fmt: skip
 def test_how_an_agent_is(paused_at, workers, queued, running, state):
     row = {"paused_at": paused_at, "workers": workers, "queued": queued, "running": running}
