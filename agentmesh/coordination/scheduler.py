@@ -7,6 +7,7 @@ equals the lanes have their turn, so that who has sent the most gets no more tha
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 
 import psycopg
@@ -96,5 +97,11 @@ class Scheduler:
 
 
 def _in_turn(seen: Sequence[Waiting]) -> list[Lane]:
-    """Lanes that seem to have room, the highest priority first, else in the order they were seen."""
-    return [one.lane for one in sorted(seen, key=lambda one: -one.priority) if one.room]
+    """Lanes that seem to have room, the highest priority first; of equals one of each tenant, then the next of each."""
+    turns: Counter[tuple[str, int]] = Counter()
+    ranked: list[tuple[int, int, Lane]] = []
+    for one in (one for one in seen if one.room):
+        of = one.lane.tenant_id, one.priority
+        ranked.append((-one.priority, turns[of], one.lane))
+        turns[of] += 1
+    return [lane for *_, lane in sorted(ranked, key=lambda one: one[:2])]

@@ -4,6 +4,7 @@ import pytest
 from sqlalchemy.orm import Session
 
 from agentmesh import define_agent
+from agentmesh.coordination import scheduler
 from agentmesh.coordination.rescuer import Pace, Rescuer
 from agentmesh.errors import BadAgentFile, BadPayload, BadRule
 from agentmesh.infrastructure import faults
@@ -125,6 +126,22 @@ def test_tenants_have_limits_of_their_own(make):
     assert states(lab, held) == ["queued"]
 
 
+def test_tenants_have_their_turn_however_many_keys_each_has(make, monkeypatch):
+    lab = make(key=KEY, rate="100/min")
+    traces = {key: send(lab, key) for key in "abcdz"}
+    lab.rows(
+        "INSERT INTO mesh.agents SELECT 'small', id, version, queue, plan_hash, intents, accepts, spec FROM mesh.agents"
+    )
+    at = {"id": traces["z"].id}
+    lab.rows("UPDATE mesh.traces SET status = 'held', waits_for = 'limit', admitted_at = NULL, rung_at = NULL")
+    lab.rows("UPDATE mesh.traces SET tenant_id = 'small' WHERE id = %(id)s", **at)
+    lab.rows("UPDATE mesh.envelopes SET tenant_id = 'small' WHERE trace_id = %(id)s", **at)
+    lab.rows("UPDATE mesh.events SET tenant_id = 'small' WHERE trace_id = %(id)s", **at)
+    monkeypatch.setattr(scheduler, "BATCH", 2)
+    look(lab)
+    assert states(lab, *traces.values()) == ["queued", "held", "held", "held", "queued"]
+
+
 def test_the_highest_priority_is_admitted_first_under_a_backlog(make):
     lab = make(key=KEY, total=1)
     backlog = [send(lab, key) for key in "abcabc"]
@@ -136,8 +153,6 @@ def test_the_highest_priority_is_admitted_first_under_a_backlog(make):
 
 
 def test_a_look_that_sees_many_lanes_goes_on_where_it_ended(make, monkeypatch):
-    from agentmesh.coordination import scheduler
-
     lab = make(key=KEY, rate="1/h")
     traces = [send(lab, f"c{number}") for number in range(5) for _ in range(2)]
     lab.drain()
