@@ -241,6 +241,13 @@ class UnknownAgent(MeshError):
     next = "agentmesh agents list"
 
 
+class NoAgent(MeshError):
+    code = "E_NO_AGENT"
+    exit_code = 3
+    expected = "an agent that a worker has announced with it"
+    next = "agentmesh agents list"
+
+
 class UnknownIntent(MeshError):
     code = "E_INTENT_UNKNOWN"
     exit_code = 3

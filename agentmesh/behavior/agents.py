@@ -74,7 +74,8 @@ class ScheduleSpec(Record):
 
 
 class AgentSpec(Record):
-    """One agent as it was declared. `intents` None: any. `group` None: a queue of its own.
+    """One agent as it was declared. `intents` None: any. `group` None: a queue of its own. `capabilities` are what other
+    agents' chains may ask of whoever offers it.
 
     `chain` is what its traces follow (None: reason → tools, round and round); `reasoners` are those that the chain names.
     """
@@ -83,6 +84,7 @@ class AgentSpec(Record):
     version: Version = "1"
     description: Annotated[str, StringConstraints(max_length=500)] = ""
     intents: tuple[IntentName, ...] | None = None
+    capabilities: tuple[Name, ...] = ()
     reasoner: ReasonerSpec = ReasonerSpec()
     reasoners: dict[Name, ReasonerSpec] = Field(default_factory=dict)
     chain: Name | None = None

@@ -47,9 +47,13 @@ class Expression:
         """The variables it reads."""
         return frozenset(path[0] for path in self.paths)
 
+    def reads(self, variables: Mapping[str, Json]) -> dict[str, Json]:
+        """Of these variables the parts that it names."""
+        return _project(variables, self.paths)
+
     def evaluate(self, variables: Mapping[str, Json]) -> Json:
         """The JSON value it comes to. Raises BadRule where it cannot, or could cost too much."""
-        values = _project(variables, self.paths)
+        values = self.reads(variables)
         _Cost(values, self.source).check(self.tree)
         try:
             result = self.program.execute(values)

@@ -50,6 +50,7 @@ def show(ctx: typer.Context, agent: Annotated[str, typer.Argument(help="Its name
     pairs({
         "agent": row["id"], "state": row["state"] + (f" by {row['paused_by']}" if row["paused_by"] else ""),
         "version": row["version"], "does": spec.get("description") or "-", "queue": row["queue"],
+        "offers": ", ".join(spec.get("capabilities", [])) or "-",
         "intents": "any" if row["intents"] is None else ", ".join(row["intents"]),
         "tools": ", ".join(spec.get("tools", [])) or "-", "permissions": ", ".join(row["accepts"]) or "-",
         "executor": spec.get("executor", "-"), "plan": row["plan_hash"], "live workers": str(row["workers"]),

@@ -94,6 +94,7 @@ class AgentRegistry:
                     "plan_hash": hosted.plan.hash, "intents": None if spec.intents is None else list(spec.intents),
                     "accepts": list(self.accepts(spec)),
                     "spec": {"description": spec.description, "tools": list(spec.tools), "executor": spec.executor,
+                             "capabilities": list(spec.capabilities),
                              "limits": spec.limits.announced() if spec.limits else None},
                 })  # fmt: skip
         for tool in self._tools.list():

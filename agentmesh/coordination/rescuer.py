@@ -19,6 +19,7 @@ from agentmesh.coordination.heartbeat import Heart
 from agentmesh.coordination.notes import Notes
 from agentmesh.coordination.scheduler import Scheduler
 from agentmesh.errors import MeshError
+from agentmesh.execution import errands
 from agentmesh.infrastructure.database import Database, Row
 from agentmesh.infrastructure.faults import point
 from agentmesh.records import Ring
@@ -140,7 +141,7 @@ class Rescuer:
     def _pay(self) -> None:
         """What a crash left between a child trace and its parent, either way; and children a pause had held back."""
         for child in children.owed(self._db, batch=BATCH):
-            self._each(child, lambda row: self._ring(children.pay(self._db, row["id"])))
+            self._each(child, lambda row: self._ring(errands.pay(self._db, row["id"])))
         for call in children.unwanted(self._db, batch=BATCH):
             self._each(call, lambda row: children.drop(self._db, row))
         for held in children.held(self._db, batch=BATCH):

@@ -13,6 +13,7 @@ from typing import assert_never
 from agentmesh.behavior.templates import fill, holds
 from agentmesh.errors import BadRule, MeshError
 from agentmesh.execution import plan as plans
+from agentmesh.execution.cooperation import terms_of
 from agentmesh.execution.plan import BehaviorPlan
 from agentmesh.execution.schemas import misfit
 from agentmesh.records import Action, Failure, Json, Policy, Require, ToolUse, Verdict
@@ -147,12 +148,16 @@ class Rest:
 
 @dataclass(frozen=True, slots=True)
 class Send:
-    """End this step and have child traces do the errands of `node`: (label, payload) each."""
+    """End this step and have child traces do the errands of `node`: (label, payload) each.
+
+    `terms` are how their answers become one (None: they do not), see cooperation.
+    """
 
     node: str
     iteration: int
     errands: tuple[tuple[str, Json], ...]
     route: Route = STRAIGHT
+    terms: Mapping[str, Json] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -393,7 +398,7 @@ class _Walk:
                 return self._each(node)
             case plans.Delegate(errands=errands):
                 sent = tuple((one.label, self._fill(node, one.payload)) for one in errands)
-                return Send(node.id, self._iteration, sent, self._route)
+                return Send(node.id, self._iteration, sent, self._route, terms_of(node, self._variables))
             case plans.Wait() | plans.Signal() | plans.Approval():
                 return self._rest(node)
             case _:

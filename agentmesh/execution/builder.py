@@ -7,7 +7,7 @@ plan = chain("analyze", reason("generate_plan"), tools("query_db", "fetch_doc", 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from agentmesh.execution import chain as chains
 from agentmesh.execution.chain import Known
@@ -90,8 +90,18 @@ def approval(ask: Json, *, who: Sequence[str] | None = None, options: Sequence[s
     )  # fmt: skip
 
 
-def delegate(to: str | Sequence[str | Step], *, wait: bool = True, **more: Json) -> Step:
-    return _given(delegate=to if isinstance(to, str) else list(to), wait=None if wait else False, **more)
+def delegate(to: str | Step | Sequence[str | Step], *, wait: bool = True, vote: str | None = None,
+             quorum: int | Literal["majority"] | None = None, accept: str | None = None, within: str | None = None,
+             **more: Json) -> Step:  # fmt: skip
+    """To agents by name or as `any_of(…)`; their answers may be one by `vote`, or the first that `accept` holds for."""
+    listed: Json = to if isinstance(to, str | Mapping) else list(to)
+    return _given(delegate=listed, wait=None if wait else False, vote=vote, quorum=quorum, accept=accept, within=within,
+                  **more)  # fmt: skip
+
+
+def any_of(capability: str, *, count: int | Literal["all"] | None = None, as_: str | None = None, **more: Json) -> Step:
+    """For `delegate`: the least loaded agent that offers a capability, or so many of them."""
+    return _given(capability=capability, count=count, **{"as": as_}, **more)
 
 
 def follow(name: str, **more: Json) -> Step:

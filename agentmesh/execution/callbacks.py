@@ -58,7 +58,7 @@ class StepResult:
             return None
         first = self.failures[0]
         return Failure(str(first.get("code") or "E_TOOLS"), str(first.get("message") or "a tool failed"),
-                       detail={"tool": first["tool"]} if "tool" in first else {})  # fmt: skip
+                       detail={key: first[key] for key in ("tool", "value", "expected") if key in first})  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,7 +32,7 @@ KINDS: dict[str, tuple[str, ...]] = {
     "jump_if": ("id", "then", "else", "limit"), "jump": ("id", "limit"), "switch": ("id", "else", "limit"),
     "wait": COMMON, "signal": (*COMMON, "schema", "within"),
     "approval": (*COMMON, "who", "options", "within", "escalate", "reason"),
-    "delegate": (*COMMON, "intent", "payload", "permissions", "wait", "require"),
+    "delegate": (*COMMON, "intent", "payload", "permissions", "wait", "require", "vote", "quorum", "accept", "within"),
     "chain": (*COMMON, "payload"), "parallel": (*COMMON, "payload", "require"),
     "finish": ("id", "when", "needs"), "fail": ("id", "when", "needs", "code"),
 }  # fmt: skip
@@ -163,8 +163,8 @@ class Parts:
                 self.wrong(path, "this is no step to need", one, "the ids of steps")
         return tuple(str(one) for one in listed)
 
-    def _condition(self, path: Path, text: Json) -> str:
-        found = self._expression(path, text, role="condition")
+    def _condition(self, path: Path, text: Json, *, answer: bool = False) -> str:
+        found = self._expression(path, text, role="condition", answer=answer)
         if isinstance(text, str) and len(self.problems) == 0:
             tree = compiled(text, self.text.where(*path)).tree
             kind = tree.value if tree.kind == "chain" else None
@@ -179,8 +179,9 @@ class Parts:
         return found
 
     def _expression(
-        self, path: Path, text: Json, *, each: bool = False, role: Literal["value", "condition", "items"] = "value"
-    ) -> str:
+        self, path: Path, text: Json, *, each: bool = False, role: Literal["value", "condition", "items"] = "value",
+        answer: bool = False,
+    ) -> str:  # fmt: skip
         if isinstance(text, bool):
             return "true" if text else "false"
         if not isinstance(text, str):
@@ -193,7 +194,7 @@ class Parts:
             return text
         if not each and (odd := sorted({one[0] for one in tree} & set(EACH))):
             self.wrong(path, f"{odd[0]} means something only in the args of a for_each", text)
-        self._written.append(Written(path, self._here, text, role, each))
+        self._written.append(Written(path, self._here, text, role, each, answer))
         return text
 
     def _template(self, path: Path, value: Json, *, each: bool = False) -> None:

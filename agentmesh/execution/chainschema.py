@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from agentmesh.execution.chainparts import KINDS
-from agentmesh.execution.plan import TARGETS
+from agentmesh.execution.plan import MAX_COUNT, TARGETS
 from agentmesh.records import NAME, Json, PolicyPatch
 
 Schema = dict[str, Any]
@@ -59,7 +59,12 @@ HEADS: dict[str, Schema] = {
                        _object({"seconds": {"anyOf": [DURATION, EXPRESSION]}, "until": VALUE, "cron": TEXT, "timezone": TEXT})]},
     "signal": NAMED,
     "approval": VALUE,
-    "delegate": _one_or_many({"anyOf": [NAMED, _object({"to": NAMED, "as": NAMED, **ERRAND}, "to")]}),
+    "delegate": _one_or_many({"anyOf": [
+        NAMED, _object({"to": NAMED, "as": NAMED, **ERRAND}, "to"),
+        _object({"capability": NAMED, "as": NAMED, **ERRAND}, "capability"),
+        _object({"capability": NAMED, "count": {"anyOf": [{"const": "all"}, COUNT | {"maximum": MAX_COUNT}]}, **ERRAND},
+                "capability", "count"),
+    ]}),
     "chain": NAMED,
     "parallel": {"type": "object", "minProperties": 1, "propertyNames": NAMED, "additionalProperties": STEPS},
     "finish": VALUE,
@@ -77,6 +82,7 @@ KEYS: dict[str, Schema] = {
     "who": {"type": "array", "items": TEXT}, "options": NAMES | {"minItems": 2},
     "escalate": _object({"after": DURATION, "who": {"type": "array", "items": TEXT}}, "after", "who"),
     "needs": _one_or_many(NAMED), "reason": {"enum": ["required", "optional"]}, **ERRAND, "wait": YES_OR_NO, "code": TEXT,
+    "vote": CEL, "accept": CEL, "quorum": {"anyOf": [{"const": "majority"}, COUNT]},
 }  # fmt: skip
 """What every other key of a step takes."""
 

@@ -179,26 +179,81 @@ class Steps(Parts, ABC):
         for number, one in enumerate(listed):
             place = (*path, "delegate", number) if isinstance(raw["delegate"], list) else (*path, "delegate")
             said = {"to": one} if isinstance(one, str) else one
-            if not isinstance(said, dict) or "to" not in said:
-                return self.wrong(
-                    place, "an errand does not say for whom", one, "the name of an agent, or {to, intent, payload, as}"
-                )
-            self._keys(place, said, ("to", "intent", "payload", "permissions", "as"), "an errand")
-            said = given(raw, "intent", "payload", "permissions") | said
-            if self._name(place, said["to"], "an agent", None):
+            if not isinstance(said, dict) or len({"to", "capability"} & said.keys()) != 1:
+                return self.wrong(place, "an errand does not say for whom", one,
+                                  "the name of an agent, {to: agent} or {capability: name}")  # fmt: skip
+            self._keys(
+                place, said, ("to", "capability", "count", "intent", "payload", "permissions", "as"), "an errand"
+            )
+            whom = self._whom(place, said)
+            if whom is None:
                 return None
+            said = given(raw, "intent", "payload", "permissions") | said
             self._template(place, said.get("payload"))
-            label = str(said.get("as") or said["to"])
             permissions = said.get("permissions")
             errands.append(plans.Errand(
-                label=label, agent=said["to"], intent=said.get("intent"), payload=said.get("payload"),
+                **whom, intent=said.get("intent"), payload=said.get("payload"),
                 permissions=None if permissions is None else tuple(permissions),
             ))  # fmt: skip
         if twice := [one.label for n, one in enumerate(errands) if one.label in {two.label for two in errands[:n]}]:
             return self.wrong(
                 (*path, "delegate"), "two errands would go by one name", twice[0], "a different 'as' for each"
             )
-        return plans.Delegate(**fields, kind="delegate", errands=tuple(errands), **given(raw, "require", "wait"))
+        more = given(raw, "require", "wait") | self._terms(step, errands)
+        if "within" in raw:
+            more["within_s"] = self._duration((*path, "within"), raw["within"])
+        return plans.Delegate(**fields, kind="delegate", errands=tuple(errands), **more)
+
+    def _whom(self, place: Path, said: dict[str, Json]) -> Any:
+        """Who does an errand, and the name it goes by; None, and the mistake is noted."""
+        key = "to" if "to" in said else "capability"
+        if self._name((*place, key), said[key], "an agent" if key == "to" else "a capability", None):
+            return None
+        whom = {"label": str(said.get("as") or said[key]), "agent" if key == "to" else key: said[key]}
+        if "count" not in said:
+            return whom
+        count = said["count"]
+        if key == "to":
+            return self.wrong((*place, "count"), "count means something only beside a capability", count)
+        if count != "all" and (
+            not isinstance(count, int) or isinstance(count, bool) or not 1 <= count <= plans.MAX_COUNT
+        ):
+            return self.wrong(
+                (*place, "count"), "this is no number of agents", count, f"1 to {plans.MAX_COUNT}, or all"
+            )
+        if "as" in said:
+            return self.wrong(
+                (*place, "as"), "several agents do not go by one name", said["as"], "no 'as': they go by their own"
+            )
+        return whom | {"count": count}
+
+    def _terms(self, step: Step, errands: list[plans.Errand]) -> dict[str, Any]:
+        """How several answers become one."""
+        raw, path = step.raw, step.path
+        kinds = [key for key in ("vote", "accept") if key in raw]
+        asked = None if any(one.count == "all" for one in errands) else sum(int(one.count or 1) for one in errands)
+        for key in ("wait", "require"):
+            if kinds and key in raw and raw[key] is not True:
+                self.wrong((*path, key), f"{key} means nothing beside {kinds[0]}", raw[key], f"{kinds[0]} alone")
+        if "within" in raw and raw.get("wait") is False:
+            self.wrong((*path, "within"), "nobody waits for the answers", raw["within"], "wait: true")
+        if len(kinds) == 2:
+            return self.wrong((*path, "accept"), "answers are voted on or accepted, not both", raw["accept"]) or {}
+        if kinds == ["vote"] and asked == 1:
+            self.wrong((*path, "vote"), "one agent alone has no vote", raw["vote"], "several agents, or a count")
+        if "quorum" in raw:
+            self._quorum((*path, "quorum"), raw, asked)
+        read = {"vote": self._expression, "accept": self._condition}
+        return {key: read[key]((*path, key), raw[key], answer=True) for key in kinds} | given(raw, "quorum")
+
+    def _quorum(self, path: Path, raw: dict[str, Json], asked: int | None) -> None:
+        quorum = raw["quorum"]
+        if "vote" not in raw:
+            self.wrong(path, "a quorum is one of votes", quorum, "vote: an expression")
+        elif quorum != "majority" and (not isinstance(quorum, int) or isinstance(quorum, bool) or quorum < 1):
+            self.wrong(path, "this is no quorum", quorum, "how many equal votes, or majority")
+        elif quorum != "majority" and asked is not None and quorum > asked:
+            self.wrong(path, "so many votes there are not", quorum, f"at most {asked}, or majority")
 
     def _chain(self, step: Step, fields: dict[str, Any], _before: list[Step]) -> Any:
         raw, path = step.raw, (*step.path, "chain")

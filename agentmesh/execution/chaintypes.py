@@ -43,13 +43,15 @@ UNKNOWN, FAILED = "?", "!"
 
 @dataclass(frozen=True, slots=True)
 class Written:
-    """An expression where it was written, and what the step does with it. `each`: it may name an item."""
+    """An expression where it was written, and what the step does with it. `each`: it may name an item; `answer`: its
+    `result` is what another agent answered."""
 
     path: Path
     step: str
     text: str
     role: Literal["value", "condition", "items"]
     each: bool = False
+    answer: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +73,7 @@ class ChainTypes:
         self._before = None if plan.branches else _sources(plan)
         self._shared = _everywhere() | {
             "payload": ANYTHING if plan.input is None else of_schema(plan.input),
-            "results": object_of(self._labels(), open=any(isinstance(one, plans.Tools) and not one.slots for one in plan.nodes)),
+            "results": object_of(self._labels(), open=any(_unnamed(one) for one in plan.nodes)),
             "steps": object_of({name: union([one, NULL]) for name, one in self._steps.items()}),
         }  # fmt: skip
         self._shared["vars"] = object_of(self._assigned())  # what they are made of may be other variables, of any type
@@ -171,7 +173,8 @@ class ChainTypes:
     # --- what can never be
 
     def _expression(self, one: Written) -> Iterator[Found]:
-        found, misfits = infer(one.text, compiled(one.text, "an expression").tree, self.known(one.step, each=one.each))
+        known = self.known(one.step, each=one.each) | ({"result": ANYTHING} if one.answer else {})
+        found, misfits = infer(one.text, compiled(one.text, "an expression").tree, known)
         yield from ((one.path, misfit.what, misfit.value, misfit.expected) for misfit in misfits)
         if misfits:
             return
@@ -249,6 +252,17 @@ def _everywhere() -> dict[str, Shape]:
     texts = ("intent", "from_", "context_id", "agent", "tenant", "node")
     policy = of_schema(Policy.model_json_schema(mode="serialization"))
     return dict.fromkeys(texts, TEXT) | {"step": NUMBER, "iteration": NUMBER, "policy": policy}
+
+
+def _unnamed(node: plans.Place) -> bool:
+    """Whether nobody knows the names of its results before it runs: a reasoner chooses its tools, or its agents are chosen."""
+    match node:
+        case plans.Tools(slots=slots):
+            return not slots
+        case plans.Delegate(errands=errands):
+            return any(one.count is not None for one in errands)
+        case _:
+            return False
 
 
 def _passed(node: plans.Place) -> bool:

@@ -12,7 +12,8 @@ from typing import Any, Literal
 from uuid import UUID
 
 from agentmesh.behavior.session import Note, Session
-from agentmesh.execution.callbacks import Outcome
+from agentmesh.execution.callbacks import Outcome, StepResult
+from agentmesh.execution.cooperation import Chosen, decided
 from agentmesh.infrastructure.database import Database
 from agentmesh.records import Action, Failure, Json, Policy
 from agentmesh.state import traces
@@ -168,6 +169,11 @@ class Position:
         return {one.call["label"]: one.result for one in self.calls if one.call["status"] == "done"}
 
     @property
+    def terms(self) -> Json:
+        """On which terms the answers of the step become one; None: they do not."""
+        return (self.action or {}).get("terms")
+
+    @property
     def results_by_label(self) -> bool:
         """Whether the step's result is an object by label, not one call's result."""
         return (self.action or {}).get("strategy") in {"parallel", "mixed"} and not self.for_each
@@ -185,6 +191,13 @@ class Position:
             for one in self.calls
             if one.call["status"] == "failed"
         )
+        first = (self.action or {}).get("refused") or (self.kept or {}).get("error")
+        if self.terms is not None:
+            chosen = decided(self.terms, [(one.call["label"], one.call["heard"] or {}) for one in self.calls])
+            if isinstance(chosen, Chosen):
+                return chosen.told(self.results()), True, failures
+            return self.results(), False, (first or chosen.as_json(), *failures)
+        failures = (first, *failures) if first else failures
         if self.results_by_label:
             return {one.call["label"]: one.result for one in done}, self.wins >= self.need, failures
         ok = self.wins >= self.need
@@ -208,6 +221,8 @@ class Position:
                 return {"results": {self.node: result.value}, "failures": list(result.failures), "ok": result.ok}
             case "tools" | "delegate":
                 kept = {"results": self.results(), "failures": list(result.failures), "ok": result.ok}
+                if self.terms is not None:
+                    return kept | ({"decided": result.value} if result.ok else {})
                 done = [one.call["label"] for one in self.calls if one.call["status"] == "done"]
                 return kept | ({"last": done[-1]} if done and not self.results_by_label else {})
             case _:
@@ -246,12 +261,14 @@ class Draft:
             body = {key: _short(value) for key, value in note.body.items()}
             self.event(note.event, **redact(body))
 
-    def handled(self, outcome: Outcome, memory: list[MemoryWrite], *, ok: bool) -> None:
+    def handled(self, outcome: Outcome, memory: list[MemoryWrite], result: StepResult) -> None:
         """What the callback of the step decided, with what it writes."""
         if memory:
             self.memory += memory
             self.event("MEMORY_WRITE", keys=[f"{one.type}:{one.key}" for one in memory])
-        self.event("CALLBACK_RESULT", ok=ok, callbacks=list(outcome.effects))
+        if self.at.terms is not None and result.ok and not self.at.settled:
+            self.event("EXEC_DELEGATE", decided=result.value.get("winner", result.value["answer"]))
+        self.event("CALLBACK_RESULT", ok=result.ok, callbacks=list(outcome.effects))
         self.event("CALLBACK_NEXT_ACTION", verdict=outcome.verdict.kind)
         self.effects += [(self.at.step_id, name) for name in outcome.effects]
 

@@ -314,7 +314,7 @@ class Executor:
             draft.ends(at.attempt_id, "won")
         if isinstance(decision, Fail) and unhandled is not None:  # nobody handled it: a retry by hand may still do so
             return self._mover.go(at, draft, decision, failure=failure)
-        draft.handled(outcome, memory, ok=result.ok)
+        draft.handled(outcome, memory, result)
         draft.step(output=output)
         if child is not None:
             draft.children.append(child)

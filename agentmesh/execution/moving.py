@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
-from uuid import UUID
 
 import structlog
 
@@ -35,18 +34,19 @@ from agentmesh.execution.advance import (
 )  # fmt: skip
 from agentmesh.execution.callbacks import effects_of
 from agentmesh.execution.draft import Draft, LiveCall, Position
-from agentmesh.execution.failures import failure_of
+from agentmesh.execution.errands import Errands, pay
+from agentmesh.execution.failures import AWAY, failure_of
 from agentmesh.execution.plan import BehaviorPlan
-from agentmesh.execution.router import Dispatch, idempotency_key
+from agentmesh.execution.router import Dispatch
 from agentmesh.execution.views import HostedAgent, Parts, Views
 from agentmesh.infrastructure import jsontext
 from agentmesh.infrastructure.database import Row
 from agentmesh.infrastructure.faults import point
 from agentmesh.records import Action, Failure, Json, Policy, PolicyPatch, Ring, ToolUse, new_id
-from agentmesh.state import children, compensation
+from agentmesh.state import compensation
 from agentmesh.state.admission import Lane
 from agentmesh.state.calls import CONTINUATION, call_ring, step_ring
-from agentmesh.state.changes import DeadLetter, End, MemoryWrite, NewAttempt, NewCall, NewStep, NewTrace
+from agentmesh.state.changes import DeadLetter, End, MemoryWrite, NewAttempt, NewStep, NewTrace
 from agentmesh.state.traces import Held, Landed
 
 log = structlog.get_logger("agentmesh.executor")
@@ -59,6 +59,7 @@ class Mover:
 
     def __init__(self, agent: HostedAgent, parts: Parts, views: Views) -> None:
         self._agent, self._parts, self._views = agent, parts, views
+        self._errands = Errands(parts, views)
 
     # --- what is decided
 
@@ -107,6 +108,8 @@ class Mover:
         if not isinstance(decision, Again | Handle):
             try:
                 self._pass(at, draft, decision.route)
+            except AWAY:
+                raise
             except MeshError as exc:
                 decision = Fail(failure_of(exc, code=exc.code))
         match decision:
@@ -124,23 +127,21 @@ class Mover:
                 return self.end(at, draft, decision, failure=failure)
 
     def _work(self, at: Position, draft: Draft, decision: CallTools | Send, failure: Failure | None) -> Position | None:
-        """Open a step of tools or errands; the trace fails where they are refused."""
+        """Open a step of errands, or of tools; the trace fails where those are refused."""
+        if isinstance(decision, Send):
+            return self._send(at, draft, decision, failure)
         try:
-            if isinstance(decision, CallTools):
-                step, dispatch = self.resolved(at, decision)
-            else:
-                step = self._errands(at, draft, decision)
+            step, dispatch = self.resolved(at, decision)
+        except AWAY:
+            raise
         except MeshError as exc:
             return self.end(at, draft, Fail(failure_of(exc, code=exc.code)), failure=failure)
-        if isinstance(decision, CallTools):
-            return self.call(at, draft, decision, step, dispatch, failure=failure)
-        return self._send(at, draft, step, failure)
+        return self.call(at, draft, decision, step, dispatch, failure=failure)
 
     def _pass(self, at: Position, draft: Draft, route: Route) -> None:
         """Note what was passed on the way. Raises BadPayload for variables that are too large."""
-        for name, label, payload in route.sent:
-            errand = next(one for one in self.plan(at.held).node(name).errands if one.label == label)
-            _sent(draft, self._child(at, errand, payload))
+        if route.sent:
+            self._errands.let_go(at, draft, self.plan(at.held), route.sent)
         for start, target in route.jumps:
             draft.event("EXEC_JUMP", node=start, to=target)
         if route.vars is None and route.turns is None and route.open is None:
@@ -229,11 +230,7 @@ class Mover:
         point("callback.after_commit")
         if landed is None:
             return at.lost()
-        held = at.held
-        up = _up(held.priority)
-        self._parts.ring([
-            Ring("step", one.id, 1, held.queue, f"agent.{held.agent}", held.id, up) for one in heads
-        ])  # fmt: skip
+        self._parts.ring([_step_ring(at, one) for one in heads])
         self._begin(draft.children)
         return at.left("waiting")
 
@@ -244,46 +241,23 @@ class Mover:
         self._parts.ring([_first_ring(one) for one in sent if one.lane is None])
         self._parts.sent([Lane(one.tenant_id, one.agent, one.lane) for one in sent if one.lane is not None])
 
-    def _errands(self, at: Position, draft: Draft, decision: Send) -> NewStep:
-        """The step that waits for the errands, its calls and their traces. Raises what the router of intents refuses."""
-        node = self.plan(at.held).node(decision.node)
-        slots = len(node.errands)
-        need = {"all": slots, "each": slots, "any": 1}.get(str(node.require), node.require)
-        step = NewStep(
-            new_id(), decision.node, "delegate", "waiting", decision.iteration, at.held.steps + 1, at.step_id,
-            require=str(node.require), need=int(need), slots=slots, pending=slots, waits_for="children",
-            callbacks=effects_of(self.policy(at.held, at.base, decision.node)),
-            action={"strategy": "serial" if slots == 1 else "parallel"},
-        )  # fmt: skip
-        for slot, (errand, (_, payload)) in enumerate(zip(node.errands, decision.errands, strict=True)):
-            call_id = new_id()
-            child = replace(self._child(at, errand, payload, waited=True), parent_call_id=call_id)
-            _sent(draft, child, step.id)
-            draft.new_calls.append(NewCall(
-                id=call_id, step_id=step.id, slot=slot, idx=0, slot_size=1,
-                slot_mode="each" if node.require == "each" else "all", tool=child.agent, label=errand.label, args={}, needs=(),
-                effect="repeatable", inline=False, status="running", queue=child.queue, task=f"agent.{child.agent}",
-                priority=child.priority, idem_key=idempotency_key(at.held.id, step.node, step.iteration, slot, 0), timeout_s=0,
-                max_attempts=1, backoff_s=0, backoff_cap_s=0, kind="child", child_trace_id=child.id,
-            ))  # fmt: skip
-        return step
-
-    def _child(self, at: Position, errand: plans.Errand, payload: Json, *, waited: bool = False) -> NewTrace:
-        """The trace that does an errand: of another agent, or of the same one along a chain of its plan."""
-        held = at.held
-        given = held.payload if payload is None and errand.chain else payload
-        depth, chain_depth = self._parts.depths
-        return self._parts.child(
-            held, to=errand.agent or held.agent, intent=errand.intent or held.intent,
-            payload=self._views.whole(at, given) or {}, permissions=errand.permissions,
-            plan_hash=self.plan(held).chains[errand.chain].hash if errand.chain else None,
-            depth_limit=chain_depth if errand.chain else depth, waited=waited,
-        )  # fmt: skip
-
-    def _send(self, at: Position, draft: Draft, step: NewStep, failure: Failure | None) -> Position | None:
+    def _send(self, at: Position, draft: Draft, decision: Send, failure: Failure | None) -> Position | None:
+        """Open the step that waits for the errands; one that they are refused to has failed, and goes where that goes."""
+        plan, policy = self.plan(at.held), self.policy(at.held, at.base, decision.node)
+        refused: list[Ring] = []
+        try:
+            step = self._errands.step(at, draft, decision, plan, policy)
+        except AWAY:
+            raise
+        except MeshError as exc:
+            step = self._errands.refused(at, draft, decision, policy, failure_of(exc, code=exc.code))
+            refused.append(_step_ring(at, step))
         landed = self._opened(at, draft, step, failure, keep=False)
         point("callback.after_commit")
-        return at.lost() if landed is None else at.left("waiting")
+        if landed is None:
+            return at.lost()
+        self._parts.ring(refused)
+        return at.left("waiting")
 
     # --- tools
 
@@ -330,8 +304,7 @@ class Mover:
             point("next.after_commit")
             return at.at_step(landed, made, policy=policy, state=draft.state, calls=live)
         header = [call_ring(one.call | {"trace_id": at.held.id}) for one in live if one.call["status"] != "held"]
-        body = Ring("step", made.id, 1, at.held.queue, f"agent.{at.held.agent}", at.held.id, _up(at.held.priority))
-        self._parts.chord(header, body)
+        self._parts.chord(header, _step_ring(at, made))
         point("tools.after_ring")
         return at.left("waiting")
 
@@ -429,7 +402,7 @@ class Mover:
         log.info(name, trace_id=str(at.held.id), agent=at.held.agent)
         self._begin(draft.children)
         if at.held.parent_call_id is not None:
-            self._parts.ring(children.pay(self._parts.db, at.held.id))
+            self._parts.ring(pay(self._parts.db, at.held.id))
         if at.held.lane is not None:
             self._parts.ended(Lane(at.held.tenant_id, at.held.agent, at.held.lane))
         return at.left(draft.end.status)
@@ -446,11 +419,6 @@ def _parked(at: Position, call: Row | dict[str, Json], evidence: dict[str, Json]
     return DeadLetter("E_NOT_UNDONE", f"E_NOT_UNDONE:{call['tool']}", at.step_id, about | evidence)
 
 
-def _sent(draft: Draft, child: NewTrace, step_id: UUID | None = None) -> None:
-    draft.children.append(child)
-    draft.event("EXEC_DELEGATE", step_id, to=child.agent, intent=child.intent, trace=str(child.id))
-
-
 def _ends(draft: Draft, failure: Failure | None) -> None:
     if failure is None:
         draft.step(status="done")
@@ -462,9 +430,10 @@ def _set(patch: PolicyPatch) -> list[tuple[str, Any]]:
     return [(name, value) for name in PolicyPatch.model_fields if (value := getattr(patch, name)) is not None]
 
 
+def _step_ring(at: Position, step: NewStep) -> Ring:
+    held = at.held
+    return Ring("step", step.id, 1, held.queue, f"agent.{held.agent}", held.id, min(9, held.priority + CONTINUATION))
+
+
 def _first_ring(trace: NewTrace) -> Ring:
     return Ring("trace", trace.id, 1, trace.queue, f"agent.{trace.agent}", trace.id, trace.priority, trace.jws)
-
-
-def _up(priority: int) -> int:
-    return min(9, priority + CONTINUATION)

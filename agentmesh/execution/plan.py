@@ -37,6 +37,8 @@ Otherwise = Literal["next", "finish", "trigger"]
 """Where a step goes when no callback ruled; trigger: on when its policy says `trigger_next_action`, else finish."""
 
 MAX_TURNS = 100
+MAX_COUNT = 100
+"""How many agents one errand may be given to."""
 
 
 class Place(Record):
@@ -156,10 +158,16 @@ class Approval(Place):
 
 
 class Errand(Record):
-    """What a child trace is to do: an intent of another agent, or a chain of this plan (`chains`)."""
+    """What a child trace is to do: an intent of another agent, or a chain of this plan (`chains`).
+
+    The agent is named, or it is whoever has least to do of those that offer a `capability`; with a `count` it is so many
+    of them, each a child of its own that goes by its agent's name.
+    """
 
     label: Name
     agent: Name | None = None
+    capability: Name | None = None
+    count: Annotated[int, Field(ge=1, le=MAX_COUNT)] | Literal["all"] | None = None
     chain: Name | None = None
     intent: str | None = None
     payload: Template = None
@@ -167,12 +175,21 @@ class Errand(Record):
 
 
 class Delegate(Place):
-    """Child traces do errands; the step joins on their ends, or goes on at once where it does not `wait`."""
+    """Child traces do errands; the step joins on their ends, or goes on at once where it does not `wait`.
+
+    Their answers may be one by `vote`, what the expression comes to for each: the value that a `quorum` of them have,
+    else the one that most have. Or the first that `accept` holds for wins. Those that can change nothing any more are
+    cancelled. `within_s` is how long they have at most.
+    """
 
     kind: Literal["delegate"]
     errands: Annotated[tuple[Errand, ...], Field(min_length=1)]
     require: Require = "all"
     wait: bool = True
+    vote: Condition | None = None
+    quorum: Annotated[int, Field(ge=1)] | Literal["majority"] | None = None
+    accept: Condition | None = None
+    within_s: Annotated[float, Field(gt=0, le=366 * 86_400)] | None = None
 
 
 class Finish(Place):
@@ -271,7 +288,7 @@ def texts_of(node: Place) -> Iterator[str]:
     """Every expression of a node."""
     body = node.model_dump(mode="json", exclude_none=True)
     yield from expressions(body)
-    yield from (body[key] for key in ("when", "items") if key in body)
+    yield from (body[key] for key in ("when", "items", "vote", "accept") if key in body)
     yield from (one["when"] for one in body.get("cases", ()))
 
 

@@ -123,7 +123,7 @@ class Views:
             value, ok = self.whole(at, kept.get("value")), bool(kept.get("ok"))
             return StepResult(at.step_id, at.node, ok=ok, answered=at.kind == "reason", value=value, failures=why)
         value, ok, failures = at.tools_result()
-        if at.results_by_label:
+        if at.results_by_label or at.terms is not None:
             expanded: Json = {label: self.whole(at, one) for label, one in value.items()}
         else:
             expanded = self.whole(at, value)

@@ -24,8 +24,8 @@ POINTS = frozenset({
     "call.before_effect", "call.after_effect", "call.in_commit", "call.after_commit", "join.last_before_commit",
     "join.after_commit", "callback.before", "callback.after_handler", "callback.after_commit", "next.after_commit",
     "finish.before_commit", "finish.after_commit", "rescue.after_select", "rescue.after_update", "beat.before",
-    "timer.after_fire", "admission.after_commit", "webhook.before_post", "webhook.after_post", "wire.before_send",
-    "migrate.between",
+    "timer.after_fire", "pay.before", "drop.after_cancel", "admission.after_commit", "webhook.before_post",
+    "webhook.after_post", "wire.before_send", "migrate.between",
 })  # fmt: skip
 
 BARRIER_S = 20.0

@@ -65,7 +65,7 @@ def picture(plan: BehaviorPlan, title: str | None = None) -> Picture:
     leaving = [(one.id, *way) for one in plan.nodes for way in _ways(plan, one)]
     firsts = [one.id for one in plan.nodes if not one.needs] if plan.branches else [plan.first.id]
     start = [("", one, "", False) for one in firsts]
-    if plan.on_fail is not None:
+    if plan.on_fail is not None and plan.on_fail != plans.NEXT:  # those ways are drawn anyway
         start.append(("", plan.on_fail, "when a step fails", True))
     ends = [name for name in ENDS if any(target == name for _, target, _, _ in (*start, *leaving))]
     boxes = [
@@ -149,8 +149,8 @@ def _does(node: Any) -> str:  # noqa: PLR0911, PLR0912 - one a kind
             who = f" of {', '.join(node.who)}" if node.who else ""
             return f"approval{who}: {' / '.join(node.options)}{_within(node)}"
         case plans.Delegate():
-            to = ", ".join(f"agent {one.agent}" if one.agent else f"chain {one.chain}" for one in node.errands)
-            return to + (_require(node) if node.wait else ", nobody waits")
+            to = ", ".join(_whom(one) for one in node.errands)
+            return to + (_terms(node) if node.wait else ", nobody waits")
         case plans.Finish():
             return "" if node.result is None else _value(node.result)
         case plans.Give():
@@ -166,6 +166,20 @@ def _tools(node: plans.Tools) -> str:
 
 def _require(node: Any) -> str:
     return "" if node.require == "all" else f" · require {node.require}"
+
+
+def _whom(errand: plans.Errand) -> str:
+    if errand.capability is None:
+        return f"agent {errand.agent}" if errand.agent else f"chain {errand.chain}"
+    return f"{errand.count or 'any'} offering {errand.capability}"
+
+
+def _terms(node: plans.Delegate) -> str:
+    if node.vote is not None:
+        said = f" · vote {node.vote}" + (f", quorum {node.quorum}" if node.quorum else "")
+    else:
+        said = _require(node) if node.accept is None else f" · the first with {node.accept}"
+    return said + _within(node)
 
 
 def _within(node: Any) -> str:

@@ -6,14 +6,21 @@ child that is no longer wanted is owed a cancel by its call. The rescuer pays wh
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 from uuid import UUID
 
 import psycopg
 
-from agentmesh.infrastructure.database import Database, Row
-from agentmesh.records import Failure, Ring
+from agentmesh.infrastructure import jsontext
+from agentmesh.infrastructure.database import Database, Row, Tx, jsonb
+from agentmesh.infrastructure.faults import point
+from agentmesh.records import Failure, Json, Ring
 from agentmesh.state import calls, steering
+
+Settled = Callable[[Sequence[Mapping[str, Json]], int], bool]
+"""Whether what has ended settles it, however many are left."""
 
 OWED = "SELECT id FROM mesh.traces WHERE parent_owed ORDER BY id LIMIT %(batch)s"
 
@@ -24,8 +31,39 @@ RETURNING tenant_id, status, result, error, parent_call_id
 
 # Whose tenant it is, the child's own row has told.
 CALL = """
-SELECT id, tenant_id, epoch FROM mesh.calls WHERE id = %(call)s AND tenant_id = %(tenant)s AND child_trace_id = %(child)s
-  AND status = 'running'
+SELECT id, tenant_id, epoch, step_id FROM mesh.calls WHERE id = %(call)s AND tenant_id = %(tenant)s
+  AND child_trace_id = %(child)s AND status = 'running' FOR NO KEY UPDATE
+"""
+
+# What is decided on does not change; big values stand aside.
+ASKED = """
+SELECT s.action->'terms' AS terms, g.body AS given, t.status = 'done' AS done, t.result AS answer, b.body AS whole
+ FROM mesh.traces t JOIN mesh.calls c ON c.id = t.parent_call_id AND c.tenant_id = t.tenant_id
+  JOIN mesh.steps s ON s.id = c.step_id AND s.tenant_id = c.tenant_id
+  LEFT JOIN mesh.blobs b ON b.tenant_id = t.tenant_id AND b.hash = t.result->>'$blob'
+  LEFT JOIN mesh.blobs g ON g.tenant_id = t.tenant_id AND g.hash = s.action->'terms'->'given'->>'$blob'
+ WHERE t.id = %(child)s AND t.parent_owed AND s.action ? 'terms'
+"""
+
+# One end after another: each sees what those before it counted for.
+LOCK_STEP = """
+SELECT id, pending FROM mesh.steps WHERE id = %(step)s AND tenant_id = %(tenant)s AND status IN ('waiting', 'joined')
+ FOR NO KEY UPDATE
+"""
+
+ENDED = """
+SELECT args FROM mesh.calls WHERE step_id = %(step)s AND tenant_id = %(tenant)s AND status IN ('done', 'failed') ORDER BY id
+"""
+
+HEARD = "UPDATE mesh.calls SET args = %(heard)s::jsonb WHERE id = %(call)s AND tenant_id = %(tenant)s"
+
+# As each end counts as a win, the next one is then enough.
+ENOUGH = "UPDATE mesh.steps SET need = wins + 1 WHERE id = %(step)s AND tenant_id = %(tenant)s AND need > wins"
+
+# A join is not kept waiting by the time the step had.
+IN_TIME = """
+UPDATE mesh.steps SET wake_at = NULL WHERE id = %(step)s AND tenant_id = %(tenant)s AND status = 'joined'
+  AND wake_at IS NOT NULL
 """
 
 UNWANTED = """
@@ -50,8 +88,33 @@ def owed(db: Database, *, batch: int) -> Sequence[Row]:
     return db.once(OWED, {"batch": batch})
 
 
-def pay(db: Database, child_id: UUID) -> tuple[Ring, ...]:
-    """The end of this trace is the result of its parent's call, once; the rings that this leads to."""
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """The terms on which an answer is decided on with others, whether there is one (`done`), and what it is."""
+
+    terms: dict[str, Json]
+    done: bool
+    answer: Json
+
+
+def asked(db: Database, child_id: UUID) -> Asked | None:
+    """On which terms the end of this trace counts for its parent; None: on none, or it has been told."""
+    rows = db.once(ASKED, {"child": child_id})
+    if not rows:
+        return None
+    row = rows[0]
+    terms = row["terms"] if row["given"] is None else row["terms"] | {"given": _whole(row["given"])}
+    return Asked(terms, row["done"], row["answer"] if row["whole"] is None else _whole(row["whole"]))
+
+
+def pay(
+    db: Database, child_id: UUID, *, heard: Mapping[str, Json] | None = None, settled: Settled = lambda _ended, _left: False
+) -> tuple[Ring, ...]:  # fmt: skip
+    """The end of this trace is the result of its parent's call, once; the rings that this leads to.
+
+    `heard` is what it counts for among others (None: each of them is for itself), which is kept with its place among
+    them; the step is joined where they are `settled`.
+    """
     with db.begin() as tx:
         child = tx.one(PAID, {"child": child_id})
         if child is None:
@@ -59,13 +122,36 @@ def pay(db: Database, child_id: UUID) -> tuple[Ring, ...]:
         call = tx.one(CALL, {"call": child["parent_call_id"], "tenant": child["tenant_id"], "child": child_id})
         if call is None:
             return ()
+        at = {"call": call["id"], "step": call["step_id"], "tenant": child["tenant_id"]}
+        if heard is not None:
+            _hear(tx, at, heard, settled)
         done = child["status"] == "done"
-        settled = calls.settle(
+        told = calls.settle(
             tx, call, worker_id=None, outcome="won" if done else "failed", result=child["result"] if done else None,
             failure=None if done else _failure(child, child_id),
         )  # fmt: skip
-        return settled.rings if settled else ()
+        if told is None:
+            return ()
+        if told.joined:
+            tx.count(IN_TIME, at)
+        return told.rings
     return ()
+
+
+def _hear(tx: Tx, at: dict[str, Any], heard: Mapping[str, Json], settled: Settled) -> None:
+    """Keep what an end counts for, and let the step be joined by it where that is settled. Lock order: call → step."""
+    step = tx.one(LOCK_STEP, at)
+    if step is None:
+        return
+    ended = [row["args"] for row in tx.all(ENDED, at)]
+    counted = {**heard, "place": len(ended) + 1}
+    tx.count(HEARD, at | {"heard": jsonb(counted)})
+    if settled([*ended, counted], step["pending"] - 1):
+        tx.count(ENOUGH, at)
+
+
+def _whole(body: bytes) -> Any:
+    return jsontext.loads(bytes(body), what="a blob", max_bytes=len(body))
 
 
 def unwanted(db: Database, *, batch: int) -> Sequence[Row]:
@@ -78,6 +164,7 @@ def drop(db: Database, call: Row) -> None:
     steering.cancel(
         db, tenant=call["tenant_id"], trace_id=call["child_trace_id"], by="mesh", reason="no longer wanted", tree=True
     )
+    point("drop.after_cancel")
     db.once("UPDATE mesh.calls SET cancel_owed = false WHERE id = %(id)s AND tenant_id = %(tenant_id)s",
             {"id": call["id"], "tenant_id": call["tenant_id"]})  # fmt: skip
 

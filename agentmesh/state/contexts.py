@@ -98,8 +98,8 @@ class SessionManager:
 
 
 def _result(row: Row, output: dict[str, Json]) -> Json:
-    if "settled" in output:
-        return output.get("value")
+    if "settled" in output or "decided" in output:
+        return output.get("decided", output.get("value"))
     match row["kind"]:
         case "reason":
             return output.get("answer")

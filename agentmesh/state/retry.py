@@ -32,7 +32,8 @@ SELECT id FROM t
 """
 
 FAILED_STEP = """
-SELECT id, kind, phase, need, wins, ordinal, (action->>'limit')::int AS width FROM mesh.steps
+SELECT id, kind, phase, need, wins, ordinal, (action->>'limit')::int AS width,
+  action ? 'refused' OR action ? 'terms' AND error->>'code' = ANY(%(undecided)s) AS undecided FROM mesh.steps
  WHERE trace_id = %(trace)s AND tenant_id = %(tenant)s AND status = 'failed' AND kind <> 'group' ORDER BY ordinal DESC LIMIT 1
 """
 
@@ -58,6 +59,8 @@ UPDATE mesh.steps SET status = %(status)s, phase = %(phase)s, pending = %(pendin
 RETURNING id, epoch, queue, agent, priority
 """
 
+UNDECIDED = ("E_NO_QUORUM", "E_NO_BID", "E_TIMEOUT")
+"""Why the answers of all children may not have been enough."""
 
 # Only plans with branches keep which of their nodes are open.
 BRANCHES = """
@@ -178,6 +181,9 @@ def _retry_in(tx: Tx, at: dict[str, Any], by: str) -> list[Ring] | None:
     if step is None:
         raise NotRetryable("no step of this trace failed: a verdict ended it", value=str(trace_id),
                            next="agentmesh submit")  # fmt: skip
+    if step["undecided"]:
+        raise NotRetryable("the errands of this step are not sent again in place", value=str(trace_id),
+                           next=f"agentmesh rewind {trace_id} --to {step['ordinal']}")  # fmt: skip
     closed = _begin_again(tx, at)
     if step["kind"] == "delegate" and step["wins"] < step["need"]:
         return closed + _wait_again(tx, at, step)
@@ -237,7 +243,7 @@ def _reopen_trace(tx: Tx, tenant: str, trace_id: UUID, body: dict[str, Json]) ->
     at: dict[str, Any] = {"trace": trace_id, "tenant": tenant}
     if tx.one(REOPEN_TRACE, at | {"body": jsonb(body), "by": body["by"]}) is None:
         raise NotRetryable("this trace has not failed", value=str(trace_id))
-    step = tx.one(FAILED_STEP, at)
+    step = tx.one(FAILED_STEP, at | {"undecided": list(UNDECIDED)})
     return step, at | {"step": step["id"] if step else None}
 
 

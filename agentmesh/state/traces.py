@@ -172,6 +172,7 @@ UPDATE mesh.steps SET status = 'done', ended_at = mesh.mesh_now()
 # One whose place another has taken stands before its slot.
 READ_CALLS = """
 SELECT id, slot, idx, slot_size, group_id, kind, child_trace_id, tool, label, status, n, losses, timeouts, result, error,
+  CASE WHEN kind = 'child' THEN args END AS heard,
   inline AND epoch = 1 AND EXISTS (SELECT 1 FROM mesh.events e WHERE e.trace_id = %(trace)s AND e.call_id = c.id) AS told
  FROM mesh.calls c WHERE step_id = %(step)s AND tenant_id = %(tenant)s AND idx >= 0 ORDER BY slot, idx
 """

@@ -25,9 +25,14 @@ class Stage:
         self._tools, self._others, self._callbacks = ToolRegistry(), [], dict(HANDLERS)
         self.tool = partial(register_tool, registry=self._tools)
 
-    def agent(self, name: str, reasoner: Any) -> None:
-        """Another agent, that the chain may delegate to."""
-        self._others.append(define_agent(name, reasoner=reasoner, grants=["*"]))
+    def agent(self, name: str, reasoner: Any = None, **keys: Any) -> None:
+        """Another agent, that the chain may delegate to, from now on; `keys` are further ones of it."""
+        made = define_agent(name, reasoner=reasoner, grants=["*"], **keys)
+        self._others.append(made)
+        if "mesh" in self.__dict__:
+            self.mesh.registry.register(made)
+            self.mesh.registry.announce(self.mesh.db)
+            self._host()
 
     def run(self, chain: str, payload: dict[str, Any] | None = None, **keys: Any) -> Trace:
         """A trace of this chain, as far as it goes; `keys` are further ones of the agent."""
@@ -37,12 +42,18 @@ class Stage:
         flags = {"agents.chains": [str(HERE)]}
         self.mesh, self._bells = hand_mesh(self._url, root=self._home, flags=flags, tools=self._tools, agents=agents)
         self.mesh.__dict__["doorbell"] = self._bells
+        self._host()
         me = here(name="hand", queues=[], agents=[], tools=[], version="1", lease_s=10)
         heart = Heart(self.mesh.db, me, self.mesh.notes, beat_s=1, ring=self._bells.ring)
         self._rescuer = Rescuer(
             self.mesh.db, heart, self.mesh.notes, Pace(), ring=self._bells.ring, depths=lambda _: {}
         )
         return self.again(payload)
+
+    def _host(self) -> None:
+        """This process is known as the worker of all its agents, and stays alive however the clock is moved."""
+        names = [one.spec.agent for one in self.mesh.registry.all()]
+        self.mesh.db.once("UPDATE mesh.workers SET agents = %(names)s, lease_s = 1e9", {"names": names})
 
     def again(self, payload: dict[str, Any] | None = None, **options: Any) -> Trace:
         """Another trace of the same chain; `options` are those of dispatch."""

@@ -77,6 +77,14 @@ VALUES: dict[str, Callable[[Variables], Json]] = {
     "'2030-01-01T00:00:00'": lambda v: "soon",
     "-1": lambda v: -1,
 }
+TERMS: dict[str, Callable[[Variables], Json]] = {
+    "result.kind": lambda v: {},
+    "has(vars.n) ? vars.n + 1 : 0": lambda v: {"vars": {"n": v["vars"]["n"]} if "n" in v["vars"] else {}},
+    "result.flag": lambda v: {},
+    "payload.kind == 'a'": lambda v: {"payload": {"kind": "a"}},
+}
+"""What the expressions that answers are counted by name, but for the answer."""
+
 PAYLOAD: Json = {"kind": "a", "items": [7, 8]}
 
 
@@ -193,10 +201,18 @@ class Naive:
             calls = [tuple((use.label, use.tool, _put(use.args, self.v)) for use in slot) for slot in node.slots]
             return self.run_tools(node, calls, node.strategy, node.require, None)
         if node.kind == "delegate":
-            self.enter("send", node, [(one.label, _put(one.payload, self.v)) for one in node.errands])
+            sent = [(one.label, _put(one.payload, self.v)) for one in node.errands]
+            self.enter("send", node, sent, self.terms(node))
         else:
             self.rest(node)
         return self.comes_to(node)
+
+    def terms(self, node: Any) -> Json:
+        """How the answers become one: the expression, with what it names besides the answer as it is now."""
+        if node.vote is not None:
+            said = {"vote": node.vote, "given": TERMS[node.vote](self.v)}
+            return said if node.quorum is None else said | {"quorum": node.quorum}
+        return None if node.accept is None else {"accept": node.accept, "given": TERMS[node.accept](self.v)}
 
     def for_each(self, node: Any) -> str | None:
         items = VALUES[node.items](self.v)

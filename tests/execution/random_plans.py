@@ -32,6 +32,11 @@ WRONG_WAITS: tuple[dict[str, Any], ...] = (
     {"until": {"=": "'2030-01-01T00:00:00'"}}, {"until": {"=": "null"}},
 )  # fmt: skip
 
+TERMS: tuple[dict[str, Any], ...] = (
+    {}, {}, {"vote": "result.kind"}, {"vote": "has(vars.n) ? vars.n + 1 : 0", "quorum": 2}, {"accept": "result.flag"},
+    {"accept": "payload.kind == 'a'", "within_s": 60},
+)  # fmt: skip
+
 
 def rarely(pick: Pick) -> bool:
     return bool(pick((False,) * 11 + (True,)))
@@ -98,6 +103,8 @@ def _fill(made: dict[str, Any], pick: Pick, targets: Sequence[str]) -> None:  # 
         case "delegate":
             made["errands"] = [{"label": "e", "agent": "other", "payload": pick(VALUES)}]
             made["wait"] = pick((True, True, False))
+            if made["wait"]:
+                made |= pick(TERMS)
         case "finish":
             made["result"] = pick((None, *VALUES))
         case "fail":

@@ -100,8 +100,8 @@ class Shell:
                 if node.kind == "for_each":
                     slots = [(one,) for slot in slots for one in slot]
                 self.note("tools", self.node, self.iteration, action.strategy, action.require, limit, slots)
-            case Send(errands=errands):
-                self.note("send", self.node, self.iteration, list(errands))
+            case Send(errands=errands, terms=terms):
+                self.note("send", self.node, self.iteration, list(errands), terms)
             case Rest() if node.kind == "wait":
                 self.note(
                     "wait", self.node, self.iteration, decision.seconds, decision.until, decision.asked.get("cron")

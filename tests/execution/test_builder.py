@@ -34,6 +34,14 @@ steps:
     escalate: {after: 1h, who: [boss]}
   - delegate: helper
     wait: false
+  - delegate: {capability: sort, as: sorter}
+    intent: sort
+  - delegate: [helper, {capability: sort, count: all}]
+    vote: result.kind
+    quorum: 2
+    within: 1h
+  - delegate: [{capability: sort, count: 2, payload: 1}]
+    accept: result.price < 5
   - parallel: {left: [{finish: 1}], right: [{finish: 2}]}
   - switch: [{when: payload.a == 1, then: give-up}]
     else: next
@@ -55,7 +63,10 @@ def test_every_step_in_python_is_what_it_is_in_yaml():
         b.for_each("payload.items", "fetch_doc", {"n": b.cel("item")}, limit=3, require="each"), b.wait("5min"),
         b.signal("paid", within="2d", on_timeout="next"),
         b.approval("ship it?", who=["ann"], within="1d", escalate={"after": "1h", "who": ["boss"]}),
-        b.delegate("helper", wait=False), b.parallel(left=[b.finish(1)], right=[b.finish(2)]),
+        b.delegate("helper", wait=False), b.delegate(b.any_of("sort", as_="sorter"), intent="sort"),
+        b.delegate(["helper", b.any_of("sort", count="all")], vote="result.kind", quorum=2, within="1h"),
+        b.delegate([b.any_of("sort", count=2, payload=1)], accept="result.price < 5"),
+        b.parallel(left=[b.finish(1)], right=[b.finish(2)]),
         b.switch(("payload.a == 1", "give-up"), otherwise="next"),
         b.jump_if("result.low_confidence", then="think", limit=4), b.finish(b.cel("result"), when="payload.ok"),
         b.fail("no way", code="E_NO"), on_fail="compensate",

@@ -80,6 +80,30 @@ MISTAKES = [
     (one("{for_each: payload.l, tool: query_db, args: {n: {=: 'itm'}}}"), ("c.yaml:3:57: the expression names something"
      " unknown")),
     (one("{finish: {=: item}}"), "c.yaml:3:18: item means something only in the args of a for_each"),
+    (one("{delegate: {intent: x}}"), ("c.yaml:3:16: an errand does not say for whom"
+     " · the name of an agent, {to: agent} or {capability: name}")),
+    (one("{delegate: {to: a, capability: b}}"), ("c.yaml:3:16: an errand does not say for whom"
+     " · the name of an agent, {to: agent} or {capability: name}")),
+    (one("{delegate: {capability: Big}}"), "c.yaml:3:29: a capability has a name that is not allowed · a lower_case_name"),
+    (one("{delegate: {capabilty: sort, to: a}}"), ("c.yaml:3:28: an errand has a key that means nothing · one of as, capability,"
+     " count, intent, payload, permissions, to · did you mean capability?")),
+    (one("{delegate: {to: a, count: 2}}"), "c.yaml:3:31: count means something only beside a capability"),
+    (one("{delegate: {capability: a, count: 0}}"), "c.yaml:3:39: this is no number of agents · 1 to 100, or all"),
+    (one("{delegate: {capability: a, count: 2, as: b}}"), ("c.yaml:3:46: several agents do not go by one name"
+     " · no 'as': they go by their own")),
+    (one("{delegate: [a, b], vote: result, accept: result.ok}"), ("c.yaml:3:46: answers are voted on or accepted, not both")),
+    (one("{delegate: [a, b], vote: result, require: any}"), "c.yaml:3:47: require means nothing beside vote · vote alone"),
+    (one("{delegate: [a, b], accept: result.ok, wait: false}"), "c.yaml:3:49: wait means nothing beside accept · accept alone"),
+    (one("{delegate: a, vote: result}"), "c.yaml:3:25: one agent alone has no vote · several agents, or a count"),
+    (one("{delegate: [a, b], quorum: 2}"), "c.yaml:3:32: a quorum is one of votes · vote: an expression"),
+    (one("{delegate: [a, b], vote: result, quorum: most}"), ("c.yaml:3:46: this is no quorum"
+     " · how many equal votes, or majority")),
+    (one("{delegate: [a, b], vote: result, quorum: 3}"), "c.yaml:3:46: so many votes there are not · at most 2, or majority"),
+    (one("{delegate: [a, b], vote: answr.kind}"), "c.yaml:3:30: the expression names something unknown"),
+    (one("{delegate: [a, b], accept: 1 + 1}"), ("c.yaml:3:32: a condition is neither true nor false"
+     " · a comparison, or a field that is true or false")),
+    (one("{delegate: a, wait: false, within: 1h}"), "c.yaml:3:40: nobody waits for the answers · wait: true"),
+    (one("{delegate: [a, b], within: soon}"), "c.yaml:3:32: this is no duration · such as 30s, 5min, 2h or 3d"),
     ("chain: c\nsteps:\n  - {tools: [query_db], id: a}\n  - {jump_if: '1 + 1', then: a}\n",
      "c.yaml:4:15: a condition is neither true nor false · a comparison, or a field that is true or false"),
     ("chain: c\nsteps:\n  - {tools: [query_db], id: a}\n  - {jump_if: 'true', then: b}\n",

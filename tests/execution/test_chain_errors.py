@@ -102,10 +102,10 @@ chain: c\nstepz: []\nsteps: [{finish: 1}]\n
 {delegate: Helper}
     c.yaml:3:16: an agent has a name that is not allowed · a lower_case_name
 {delegate: [{intent: x}]}
-    c.yaml:3:17: an errand does not say for whom · the name of an agent, or {to, intent, payload, as}
+    c.yaml:3:17: an errand does not say for whom · the name of an agent, {to: agent} or {capability: name}
 {delegate: [{to: a, itent: x}]}
-    c.yaml:3:32: an errand has a key that means nothing · one of as, intent, payload, permissions, to · did you mean
-    intent?
+    c.yaml:3:32: an errand has a key that means nothing · one of as, capability, count, intent, payload, permissions, to
+    · did you mean intent?
 {delegate: [a, a]}
     c.yaml:3:16: two errands would go by one name · a different 'as' for each
 {delegate: []}
@@ -141,7 +141,7 @@ chain: c\npolicy: {max_steps: many}\nsteps: [{finish: 1}]\n
 {for_each: payload.l, tool: quer}
     c.yaml:3:33: a tool of this name is not known · one of fetch_doc, query_db · did you mean query_db?
 {delegate: [{to: 5}]}
-    c.yaml:3:17: an agent has a name that is not allowed · a lower_case_name
+    c.yaml:3:22: an agent has a name that is not allowed · a lower_case_name
 """)
 """Steps of a chain, or a whole one, and the first mistake in it."""
 

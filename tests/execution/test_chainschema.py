@@ -18,6 +18,9 @@ GOOD = [
     {"approval": "ship?", "who": ["ann"], "options": ["yes", "no"], "within": 5, "reason": "required",
      "escalate": {"after": "1d", "who": ["boss"]}},
     {"delegate": ["helper", {"to": "other", "as": "o", "payload": {"n": 1}}], "require": "any"},
+    {"delegate": {"capability": "sort", "as": "s"}, "within": "1h", "on_timeout": "next"},
+    {"delegate": [{"capability": "sort", "count": 3}, "helper"], "vote": "result.kind", "quorum": "majority"},
+    {"delegate": [{"capability": "sort", "count": "all"}], "accept": "result.price < payload.most"},
     {"parallel": {"left": [{"tools": ["a"]}], "right": [{"finish": 1}]}}, {"jump_if": "result.low", "then": "a", "else": "end"},
     {"switch": [{"when": "payload.a", "then": "end"}], "else": "next", "limit": 3}, {"fail": "no", "code": "E_NO"},
     {"policy": {"write_memory": False}, "tools": ["a"]}, {"finish": {"n": {"=": "payload.n"}}, "when": "payload.b"},
@@ -25,7 +28,10 @@ GOOD = [
 BAD = [
     {}, {"tool": "a"}, {"tools": []}, {"tools": ["A"]}, {"tools": [{"name": "a"}]}, {"tools": ["a"], "strategie": "serial"},
     {"tools": ["a"], "require": "most"}, {"jump_if": "x"}, {"switch": [{"when": "x"}]}, {"set": {}}, {"tools": ["a"], "retry": 0},
-    {"delegate": [{"intent": "x"}]}, {"parallel": {}}, {"signal": 5}, {"approval": 1, "reason": "maybe"},
+    {"delegate": [{"intent": "x"}]}, {"delegate": {"to": "a", "capability": "b"}}, {"delegate": {"to": "a", "count": 2}},
+    {"delegate": {"capability": "a", "count": 2, "as": "b"}}, {"delegate": {"capability": "a", "count": 101}},
+    {"delegate": ["a", "b"], "vote": "result", "quorum": "most"},
+    {"parallel": {}}, {"signal": 5}, {"approval": 1, "reason": "maybe"},
     {"tools": ["a"], "policy": {"writes": True}}, {"tools": ["a"], "timeout": "soon"},
 ]  # fmt: skip
 

@@ -203,6 +203,22 @@ def test_a_callback_may_lead_anywhere_so_that_its_result_may_be_seen_there():
     assert len(problems(text.replace("      - callback: rule\n", ""))) == 1
 
 
+def test_an_answer_that_is_counted_is_an_agents_and_the_names_of_chosen_agents_are_nobodys():
+    text = """
+    chain: c
+    steps:
+      - {tools: [{tool: order, args: {number: 1}}], id: find}
+      - set: {n: 1, who: {=: intent}}
+      - delegate: [{capability: sort, count: 2}]
+        vote: result.kind
+      - finish: {=: "results.whoever"}
+    """
+    assert problems(text) == []
+    assert problems(text.replace("result.kind", "vars.who > vars.n")) == [
+        "c.yaml:7:11: the expression orders what has no order at 1:1 (got text > a number) · two numbers or two texts"
+    ]
+
+
 def test_the_payload_is_known_by_the_input_of_the_chain():
     text = """
     chain: c

@@ -86,3 +86,51 @@ def test_a_chain_of_all_kinds_ends_as_ever_wherever_its_worker_is_killed(
     runs = Counter((one.name, one.idem_key) for one in bench.runs())
     assert Counter(name for name, _ in runs) == CALLS
     assert {key: n for key, n in runs.items() if n > 1 and key[0] != "here"} == {}
+
+
+CONTEST = """
+chain: contest
+steps:
+  - delegate: [slow-{tag}, {to: child-{tag}, payload: {n: 9}, as: dear}, {to: child-{tag}, payload: {n: 3}, as: cheap}]
+    id: bids
+    accept: result.n < 5
+  - delegate: [{to: child-{tag}, as: one}, {to: child-{tag}, as: two}, slow-{tag}]
+    id: poll
+    payload: {n: {"=": result.answer.n}}
+    vote: result.n
+    quorum: 2
+  - finish: {"=": "[steps.bids, steps.poll.answer, steps.poll.votes]"}
+"""
+CONTEST_POINTS = ("pay.before", "drop.after_cancel", "callback.before", "callback.after_commit", "finish.after_commit")
+
+
+def contest(bench: Bench) -> None:
+    """The bench's workers host an agent that lets others compete, and one that never comes to an end."""
+    agents, chains = bench.home / "agents", bench.home / "chains"
+    chains.mkdir()
+    for name, chain in (("contest", "contest"), ("slow", "think")):
+        (agents / f"{name}.yaml").write_text(f"agent: {name}-{bench.tag}\nchain: {chain}\ntenants: [default]\n")
+    (chains / "contest.yaml").write_text(CONTEST.replace("{tag}", bench.tag))
+    (chains / "think.yaml").write_text("chain: think\nsteps: [{wait: 1h}]\n")
+    bench.env |= {"AGENTMESH_AGENTS_CHAINS": str(chains)}
+
+
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize(("point", "deaths"), [
+    ("drop.after_cancel", 1), *(pytest.param(point, 20, marks=pytest.mark.faults) for point in CONTEST_POINTS),
+])  # fmt: skip
+def test_the_same_win_and_every_loser_is_cancelled_wherever_a_worker_is_killed(
+    make_bench: Any, point: str, deaths: int
+) -> None:
+    bench: Bench = make_bench("embedded")
+    contest(bench)
+    bench.run([str(HERE / "run_phoenix.py"), point, str(deaths)], "phoenix")
+    until(lambda: bench.rows("SELECT 1 FROM mesh.agents WHERE id = %s", bench.agent("contest")), what="the agent")
+    trace = bench.dispatch("contest", {})
+    assert trace.result(400) == [{"winner": "cheap", "answer": {"n": 3}}, 3, 2]
+    bench.settle(within=400)
+    ended = bench.statuses()
+    assert (ended["slow", "cancelled"], ended["child", "done"] + ended["child", "cancelled"]) == (2, 4)
+    assert ended["child", "done"] >= 3  # the dear one may have been too late
+    assert bench.value("SELECT count(*) FROM mesh.workers WHERE state = 'dead'") >= 1
+    assert bench.value("SELECT count(*) FROM mesh.calls WHERE cancel_owed") == 0

@@ -26,6 +26,11 @@ STEPS = [
 PLAN = chain.from_values({"chain": "complaint", "on_fail": "compensate", "steps": STEPS})
 
 
+def test_a_chain_whose_failed_steps_are_skipped_is_drawn():
+    plan = chain.from_values({"chain": "c", "on_fail": "skip", "steps": [{"tools": ["a"]}]})
+    assert "when a step fails" not in drawing.text(drawing.picture(plan))
+
+
 def test_a_terminal_sees_each_node_and_rails_for_the_ways_that_do_not_lead_to_the_next():
     assert drawing.text(drawing.picture(PLAN)) == textwrap.dedent("""\
                      ▶ complaint
