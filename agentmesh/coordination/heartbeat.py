@@ -67,12 +67,13 @@ class Heart:
             log.warning("could not leave; the lease will run out")
         self._db.close()
 
-    def heard_for(self) -> float:
-        """Seconds of unbroken beats to this very server: only then does the silence of others mean anything."""
+    def heard_for(self, now_s: float) -> float:
+        """Seconds of unbroken beats to this very server, whose clock says `now_s`: only then does the silence of others
+        mean anything."""
         since, now = self._heard_since, self._monotonic()
         if since is None or now - self._last > self._worker.lease_s / 2:  # this process itself was silent
             return 0.0
-        return now - since
+        return 0.0 if self._jumped(now_s - now) else now - since
 
     def holds(self) -> bool:
         """Whether a row named this worker at its last beat."""
@@ -82,8 +83,8 @@ class Heart:
         """One beat. Never raises: a database that is away is not the end of a worker."""
         point("beat.before")
         try:
-            self._compare_clocks()  # before the beat: until then our own row is as old as everybody's
-            named = leases.beat(self._db, self._notes.worker_id, stuck=len(self._stuck or ()))
+            now_s, named = leases.beat(self._db, self._notes.worker_id, stuck=len(self._stuck or ()))
+            self._compare_clocks(now_s)
             self._heard()
             if named is None:
                 log.warning("found dead; registering anew", worker=str(self._notes.worker_id))
@@ -108,13 +109,17 @@ class Heart:
         self._notes.rename(self._worker.id)
         self._unnoted = set()
 
-    def _compare_clocks(self) -> None:
+    def _compare_clocks(self, now_s: float) -> None:
         """Count the unbroken time anew after a jump of the database's clock: it made every beat look old."""
-        offset_s = leases.clock_s(self._db) - self._monotonic()
-        if self._offset_s is not None and abs(offset_s - self._offset_s) > self._worker.lease_s / 4:
-            log.warning("the database's clock jumped", seconds=offset_s - self._offset_s)
+        offset_s = now_s - self._monotonic()
+        if self._jumped(offset_s):
+            log.warning("the database's clock jumped", seconds=offset_s - (self._offset_s or 0.0))
             self._heard_since = None
         self._offset_s = offset_s
+
+    def _jumped(self, offset_s: float) -> bool:
+        """Whether the database's clock is no longer where the last beat found it, beside ours."""
+        return self._offset_s is not None and abs(offset_s - self._offset_s) > self._worker.lease_s / 4
 
     def _heard(self) -> None:
         """Count the unbroken time anew after any gap, and after another server has answered."""

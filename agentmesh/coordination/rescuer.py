@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 import psycopg
@@ -24,6 +24,7 @@ from agentmesh.infrastructure.database import Database, Row
 from agentmesh.infrastructure.faults import point
 from agentmesh.records import Ring
 from agentmesh.state import audit, children, leases, rescue, rings, signals, statistics, steering
+from agentmesh.state.look import look
 
 log = structlog.get_logger("agentmesh.rescuer")
 
@@ -75,19 +76,15 @@ class Rescuer:
     def tick(self) -> bool:
         """One look; False when another worker leads. Never raises for a database that is away."""
         try:
-            for look in self._also:
-                look()
-            self._leads = leases.lead(self._db, self._notes.worker_id, lease_s=self._pace.lease_s / 2)
+            for also in self._also:
+                also()
+            found = look(
+                self._db, self._notes.worker_id, lease_s=self._pace.lease_s / 2, silent_s=2 * self._pace.beat_s,
+                again_s=self._pace.again_s, cap_s=self._pace.again_cap_s,
+            )  # fmt: skip
+            self._leads = found.leads
             if self._leads:
-                self._bury()
-                self._give_back(rescue.orphans(self._db, batch=BATCH))
-                self._give_back(rescue.overdue(self._db, batch=BATCH))
-                self._wake()
-                self._pay()
-                self._finish_cancels()
-                self._scheduler.look()
-                self._ring_again()
-                audit.seal(self._db)
+                self._do(found.chores)
                 self._looks = (self._looks + 1) % SELDOM
                 if self._looks == 1:
                     self._give_up()
@@ -107,15 +104,39 @@ class Rescuer:
                 continue
             pause = self._pace.rescue_s if leads else min(self._pace.rescue_s * 2, self._pace.lease_s / 4)
 
-    def _bury(self) -> None:
-        """Declare workers dead: at once where their process is provably gone, else after their lease of silence."""
+    def _do(self, chores: Collection[str]) -> None:
+        """What there is to do, in this order: what the dead held, then whose time is over, then rings."""
+        buried = "silent" in chores and self._bury()
+        if buried or "orphans" in chores:
+            self._give_back(rescue.orphans(self._db, batch=BATCH))
+        if "overdue" in chores:
+            self._give_back(rescue.overdue(self._db, batch=BATCH))
+        if "waking" in chores:
+            self._wake()
+        if not {"owed", "unwanted", "held"}.isdisjoint(chores):
+            self._pay()
+        if "cancels" in chores:
+            self._finish_cancels()
+        if "lanes" in chores:
+            self._scheduler.look()
+        if "rings" in chores:
+            self._ring_again()
+        if "unsealed" in chores:
+            audit.seal(self._db)
+
+    def _bury(self) -> bool:
+        """Declare workers dead: at once where their process is provably gone, else after their lease of silence. Whether
+        there were any."""
+        buried = False
         rows = leases.silent(self._db, after_s=2 * self._pace.beat_s)
         ourselves = any(row["id"] == self._notes.worker_id for row in rows)  # then it was the clock, or us
         for row in rows:
             gone = process.provably_gone(row)
-            heard = not ourselves and self._heart.heard_for() > self._pace.lease_s
+            heard = not ourselves and self._heart.heard_for(row["now_s"]) > self._pace.lease_s
             if (gone or (row["expired"] and heard)) and leases.declare_dead(self._db, row, gone=gone):
+                buried = True
                 log.warning("worker is dead", worker=row["name"], id=str(row["id"]), gone=gone)
+        return buried
 
     def _give_back(self, rows: Iterable[Row]) -> None:
         for row in rows:

@@ -7,7 +7,7 @@ to nobody and is given back by state/rescue. Time is the database's.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 from uuid import UUID
 
 from agentmesh.infrastructure.database import Database, Row
@@ -23,9 +23,11 @@ VALUES (%(id)s, %(name)s, %(host)s, %(boot_id)s, %(pid_ns)s, %(pid)s, %(pid_star
 BEAT = """
 WITH b AS (UPDATE mesh.workers SET beat_at = mesh.mesh_now(), stuck = %(stuck)s
    WHERE id = %(id)s AND state = 'alive' RETURNING id)
-SELECT 'alive' AS kind, id, NULL::uuid AS claim_id, NULL::int AS epoch, NULL::int AS child, NULL::text AS tenant_id FROM b
-UNION ALL SELECT 'trace', id, claim_id, epoch, child, tenant_id FROM mesh.traces WHERE worker_id = %(id)s
-UNION ALL SELECT 'call', id, claim_id, epoch, child, tenant_id FROM mesh.calls WHERE worker_id = %(id)s AND claim_id IS NOT NULL
+SELECT kind, id, claim_id, epoch, child, tenant_id, extract(epoch FROM mesh.mesh_asof())::float8 AS now_s FROM (
+ SELECT 'alive' AS kind, id, NULL::uuid AS claim_id, NULL::int AS epoch, NULL::int AS child, NULL::text AS tenant_id FROM b
+ UNION ALL SELECT 'trace', id, claim_id, epoch, child, tenant_id FROM mesh.traces WHERE worker_id = %(id)s
+ UNION ALL SELECT 'call', id, claim_id, epoch, child, tenant_id FROM mesh.calls WHERE worker_id = %(id)s AND claim_id IS NOT NULL
+ UNION ALL SELECT 'nobody', NULL, NULL, NULL, NULL, NULL WHERE NOT EXISTS (SELECT 1 FROM b)) named
 """
 
 DECLARE_DEAD = """
@@ -34,14 +36,17 @@ UPDATE mesh.workers SET state = 'dead' WHERE id = %(id)s AND state = 'alive' AND
 """
 
 SILENT = """
-SELECT id, name, host, boot_id, pid_ns, pid, pid_started, beat_at,
+SELECT id, name, host, boot_id, pid_ns, pid, pid_started, beat_at, extract(epoch FROM mesh.mesh_asof())::float8 AS now_s,
   beat_at < mesh.mesh_asof() - make_interval(secs => lease_s) AS expired
  FROM mesh.workers WHERE state = 'alive' AND beat_at < mesh.mesh_asof() - make_interval(secs => %(after_s)s) LIMIT 200
 """
 
+# While another leads nothing is written, not even the lock of its row.
 LEAD = """
 INSERT INTO mesh.leaders AS l (name, worker_id, until)
-VALUES ('rescuer', %(id)s, mesh.mesh_now() + make_interval(secs => %(lease_s)s))
+SELECT 'rescuer', %(id)s, mesh.mesh_now() + make_interval(secs => %(lease_s)s)
+ WHERE NOT EXISTS (SELECT 1 FROM mesh.leaders o WHERE o.name = 'rescuer' AND o.worker_id <> %(id)s
+  AND o.until >= mesh.mesh_asof())
 ON CONFLICT (name) DO UPDATE SET worker_id = excluded.worker_id, until = excluded.until,
   term = l.term + (l.worker_id <> excluded.worker_id)::int
  WHERE l.worker_id = excluded.worker_id OR l.until < mesh.mesh_asof()
@@ -79,6 +84,13 @@ class Named:
     tenant_id: str
 
 
+class Beaten(NamedTuple):
+    """The database's time, in seconds since 1970, and what names the worker; None: it is dead and must drop everything."""
+
+    now_s: float
+    named: list[Named] | None
+
+
 def register(db: Database, worker: Worker) -> None:
     """Afterwards the worker is alive and may hold rows."""
     names = Worker.__dataclass_fields__
@@ -86,20 +98,12 @@ def register(db: Database, worker: Worker) -> None:
     db.once(REGISTER, {k: list(v) if isinstance(v, tuple) else v for k, v in row.items()})
 
 
-def beat(db: Database, worker_id: UUID, *, stuck: int = 0) -> list[Named] | None:
-    """What names this worker, now that it has beaten; None when it is dead and must drop everything.
-
-    `stuck`: so many of its threads run what is nobody's any more.
-    """
+def beat(db: Database, worker_id: UUID, *, stuck: int = 0) -> Beaten:
+    """This worker has beaten. `stuck`: so many of its threads run what is nobody's any more."""
     rows = db.once(BEAT, {"id": worker_id, "stuck": stuck})
-    if not any(row["kind"] == "alive" for row in rows):
-        return None
-    return [Named(**row) for row in rows if row["kind"] != "alive"]
-
-
-def clock_s(db: Database) -> float:
-    """The database's time, in seconds since 1970."""
-    return float(db.once("SELECT extract(epoch FROM mesh.mesh_now())::float8 AS s")[0]["s"])
+    now_s = {row.pop("now_s") for row in rows}.pop()
+    named = [Named(**row) for row in rows if row["kind"] in {"trace", "call"}]
+    return Beaten(now_s, named if any(row["kind"] == "alive" for row in rows) else None)
 
 
 def leave(db: Database, worker_id: UUID) -> None:
@@ -116,8 +120,3 @@ def declare_dead(db: Database, row: Row, *, gone: bool) -> bool:
     """True when the silent worker is now dead; False when it has beaten since, or somebody else was first."""
     with db.checkout() as tx:
         return tx.count(DECLARE_DEAD, {"id": row["id"], "beat_at": row["beat_at"], "gone": gone}) == 1
-
-
-def lead(db: Database, worker_id: UUID, *, lease_s: float) -> bool:
-    """True while this worker leads, for `lease_s` from now."""
-    return bool(db.once(LEAD, {"id": worker_id, "lease_s": lease_s}))

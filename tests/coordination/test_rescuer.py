@@ -2,7 +2,8 @@
 
 import pytest
 
-from agentmesh.coordination.rescuer import Pace, Rescuer
+from agentmesh.coordination.rescuer import SELDOM, Pace, Rescuer
+from agentmesh.state.look import look
 from agentmesh.testing import race
 
 
@@ -12,7 +13,7 @@ class Ears:
     def __init__(self, seconds=1000.0):
         self.seconds = seconds
 
-    def heard_for(self):
+    def heard_for(self, now_s):
         return self.seconds
 
 
@@ -79,10 +80,8 @@ def test_a_worker_of_another_host_is_never_provably_gone(lab, make_rescuer):
 
 
 def test_who_does_not_lead_does_nothing(lab, make_rescuer):
-    from agentmesh.state import leases
-
     other = lab.worker("leader")
-    leases.lead(lab.mesh.db, other.worker_id, lease_s=60)
+    look(lab.mesh.db, other.worker_id, lease_s=60)
     lab.start(delay=1)
     lab.shift(5)
     assert not make_rescuer().tick()
@@ -224,3 +223,18 @@ def test_a_call_waits_for_a_worker_that_has_its_tool_however_old_it_is(lab, make
     keep_hand_alive(lab)
     make_rescuer(pace=Pace(no_worker_s=60)).tick()
     assert lab.calls(trace)[0]["status"] == "ready"
+
+
+def test_a_leader_with_nothing_to_do_asks_once_a_look(lab, make_rescuer):
+    rescuer, said = make_rescuer(), []
+    rescuer.tick()
+
+    class Counted:
+        def once(self, sql, params=None):
+            said.append(sql)
+            return lab.mesh.db.once(sql, params)
+
+    rescuer._db = Counted()
+    for _ in range(SELDOM - 1):
+        assert rescuer.tick()
+    assert len(said) == SELDOM - 1

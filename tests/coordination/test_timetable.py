@@ -117,7 +117,7 @@ def test_a_rescuer_that_does_not_lead_fires_too_and_rings(due):
     lab = due()
 
     class Heard:
-        def heard_for(self):
+        def heard_for(self, now_s):
             return 0.0
 
     lab.rows("INSERT INTO mesh.leaders (name, worker_id, until)"

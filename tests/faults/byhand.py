@@ -25,7 +25,7 @@ TABLES = (
 def recover(lab: Any) -> None:
     """Give back what names this worker and is not being run, and ring whatever is ready."""
     db, me = lab.mesh.db, lab.mesh.notes.worker_id
-    for one in leases.beat(db, me) or ():
+    for one in leases.beat(db, me).named or ():
         row = {"kind": one.kind, "id": one.id, "tenant_id": one.tenant_id, "epoch": one.epoch, "worker_id": me}
         lab.bells.ring(rescue.give_back(db, row, "released"))
     for row in rings.due(db, again_s=0, cap_s=0, batch=500):
