@@ -70,14 +70,16 @@ SELECT id, ordinal, node, iteration, kind, phase, status, require, slots, pendin
 CALLS = """
 SELECT id, step_id, slot, idx, slot_mode, tool, label, args, effect, status, queue, epoch, n, failures, losses, max_losses,
  max_attempts, result, error, created_at, ended_at, wake_at
- FROM mesh.calls WHERE trace_id = %(id)s AND tenant_id = %(tenant)s AND kind = 'tool' ORDER BY step_id, slot, idx
+ FROM mesh.calls WHERE step_id IN (SELECT s.id FROM mesh.steps s WHERE s.trace_id = %(id)s) AND tenant_id = %(tenant)s
+  AND kind = 'tool' ORDER BY step_id, slot, idx
 """
 
 ATTEMPTS = """
 SELECT a.id, a.step_id, a.call_id, a.kind, a.n, a.epoch, a.child, a.started_at, a.ended_at, a.outcome, a.error, a.progress,
  (SELECT w.name FROM mesh.workers w WHERE w.id = a.worker_id) AS worker,
  extract(epoch FROM coalesce(a.ended_at, mesh.mesh_asof()) - a.started_at)::float8 AS seconds
- FROM mesh.attempts a WHERE a.trace_id = %(id)s AND a.tenant_id = %(tenant)s ORDER BY a.started_at, a.n
+ FROM mesh.attempts a WHERE a.step_id IN (SELECT s.id FROM mesh.steps s WHERE s.trace_id = %(id)s)
+  AND a.tenant_id = %(tenant)s ORDER BY a.started_at, a.n
 """
 
 CHILDREN = f"""

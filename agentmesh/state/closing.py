@@ -21,20 +21,19 @@ DROP_CALLS = """
 UPDATE mesh.calls SET status = 'cancelled', ended_at = mesh.mesh_now(), worker_id = NULL, child = NULL, claim_id = NULL,
   deadline = NULL, wake_at = NULL, epoch = epoch + 1, cancel_owed = kind = 'child'
  WHERE trace_id = %(trace)s AND tenant_id = %(tenant)s AND status IN ('held', 'ready', 'running')
-  AND NOT step_id = ANY(%(besides)s)
+  AND NOT step_id = ANY(%(besides)s) RETURNING step_id
 """
 
 DROP_STEPS = """
 UPDATE mesh.steps SET status = 'cancelled', ended_at = mesh.mesh_now(), deadline = NULL, wake_at = NULL, rung_at = NULL
  WHERE trace_id = %(trace)s AND tenant_id = %(tenant)s AND status IN ('ready', 'running', 'waiting', 'joined')
-  AND NOT id = ANY(%(besides)s)
+  AND NOT id = ANY(%(besides)s) RETURNING id AS step_id
 """
 
 # Whoever still runs these is too late.
 END_ATTEMPTS = """
 UPDATE mesh.attempts SET outcome = 'stale', ended_at = mesh.mesh_now()
- WHERE trace_id = %(trace)s AND tenant_id = %(tenant)s AND outcome IS NULL
-  AND NOT step_id = ANY(%(besides)s)
+ WHERE step_id = ANY(%(steps)s) AND tenant_id = %(tenant)s AND outcome IS NULL
 """
 
 
@@ -42,5 +41,5 @@ def close(tx: Tx, at: dict[str, Any], *, besides: Iterable[UUID] = ()) -> None:
     """Nothing of the trace is open any more but these steps."""
     these = {"trace": at["trace"], "tenant": at["tenant"], "besides": list(besides)}
     tx.all(LOCK_CALLS, these)
-    for drop in (DROP_CALLS, DROP_STEPS, END_ATTEMPTS):
-        tx.count(drop, these)
+    dropped = {row["step_id"] for drop in (DROP_CALLS, DROP_STEPS) for row in tx.all(drop, these)}
+    tx.count(END_ATTEMPTS, {"tenant": at["tenant"], "steps": list(dropped)})

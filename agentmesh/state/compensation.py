@@ -10,9 +10,9 @@ from agentmesh.infrastructure.database import Database, Row
 DONE = """
 SELECT c.id, c.tool, c.label, c.args, c.result, c.compensate FROM mesh.calls c
   JOIN mesh.steps s ON s.id = c.step_id AND s.tenant_id = c.tenant_id
- WHERE c.trace_id = %(trace)s AND c.tenant_id = %(tenant)s AND c.status = 'done' AND c.compensate IS NOT NULL
-   AND s.ordinal >= %(since)s AND NOT EXISTS (SELECT 1 FROM mesh.steps u WHERE u.trace_id = c.trace_id
-     AND u.tenant_id = c.tenant_id AND u.node = 'compensate' AND u.action->'calls' ? c.id::text)
+ WHERE s.trace_id = %(trace)s AND c.tenant_id = %(tenant)s AND c.status = 'done' AND c.compensate IS NOT NULL
+   AND s.ordinal >= %(since)s AND c.id::text NOT IN (SELECT jsonb_array_elements_text(u.action->'calls') FROM mesh.steps u
+     WHERE u.trace_id = %(trace)s AND u.tenant_id = %(tenant)s AND u.node = 'compensate')
  ORDER BY c.ended_at DESC, c.id DESC
 """
 

@@ -22,10 +22,22 @@ SELECT node, kind, iteration, status, output FROM (
 """
 
 
-BY_NODE = """
-SELECT DISTINCT ON (node) node, kind, action->>'strategy' AS strategy, action ? 'for_each' AS each, output FROM mesh.steps
- WHERE trace_id = %(trace)s AND tenant_id = %(tenant)s AND status IN ('done', 'failed') AND kind NOT IN ('start', 'group')
-   AND output IS NOT NULL AND ordinal < coalesce(%(before)s, ordinal + 1) ORDER BY node, ordinal DESC LIMIT %(limit)s
+VISITS = 20
+_VISIT = "status IN ('done', 'failed') AND kind NOT IN ('start', 'group') AND output IS NOT NULL"
+_BEFORE = "tenant_id = %(tenant)s AND ordinal < coalesce(%(before)s, ordinal + 1)"
+_NEXT = """(SELECT min(s.node) FROM mesh.steps s WHERE s.trace_id = %(trace)s AND s.tenant_id = %(tenant)s
+   AND s.after_step_id IS NOT NULL AND s.status <> 'superseded'{})"""
+
+# From node to node by the index, over however often each was visited: of the newest visits to it the one that came to
+# something. The first step is after none, and not in that index.
+BY_NODE = f"""
+WITH RECURSIVE n AS (SELECT {_NEXT.format("")} AS node
+  UNION ALL SELECT {_NEXT.format(" AND s.node > n.node")} FROM n WHERE n.node IS NOT NULL),
+ v AS (SELECT s.* FROM n CROSS JOIN LATERAL (SELECT * FROM mesh.steps s WHERE s.trace_id = %(trace)s AND s.node = n.node
+    AND s.after_step_id IS NOT NULL AND s.status <> 'superseded' AND {_BEFORE} ORDER BY s.iteration DESC LIMIT {VISITS}) s
+  UNION ALL SELECT * FROM mesh.steps WHERE trace_id = %(trace)s AND ordinal = 1 AND {_BEFORE})
+SELECT DISTINCT ON (node) node, kind, action->>'strategy' AS strategy, action ? 'for_each' AS each, output FROM v
+ WHERE {_VISIT} ORDER BY node, ordinal DESC LIMIT %(limit)s
 """
 
 
@@ -92,7 +104,7 @@ class SessionManager:
         return found
 
     def steps(self, tenant_id: str, trace_id: UUID, *, before: int | None = None) -> dict[str, Json]:
-        """What each node of the trace came to when it was last visited, of at most 1,000 nodes."""
+        """What each node of the trace came to when it last came to something in its newest 20 visits, of at most 1,000 nodes."""
         rows = self._db.once(BY_NODE, {"tenant": tenant_id, "trace": trace_id, "before": before, "limit": 1000})
         return {row["node"]: _result(row, self._blobs.expand(tenant_id, row["output"]) or {}) for row in rows}
 

@@ -46,10 +46,17 @@ INSERT_SHORT_TERM = """ m AS (INSERT INTO mesh.memory (id, tenant_id, context_id
    FROM t, jsonb_to_recordset(%(memory)s::jsonb) AS x(id uuid, scope text, key text, value jsonb, deleted boolean,
      step_id uuid, origin text, trusted boolean))"""
 
+# From key to key by the index, over however many versions each of them has.
 NEWEST = """
-SELECT DISTINCT ON (type, key) type, key, value, version, origin, trusted, deleted, at FROM mesh.memory
- WHERE tenant_id = %(tenant)s AND context_id = %(context)s AND (type = 'long_term' OR scope = %(scope)s)
- ORDER BY type, key, version DESC
+WITH RECURSIVE k AS (
+ SELECT o.type, o.scope, (SELECT min(m.key) FROM mesh.memory m WHERE m.tenant_id = %(tenant)s AND m.context_id = %(context)s
+   AND m.type = o.type AND m.scope = o.scope) AS key FROM (VALUES ('long_term', ''), ('short_term', %(scope)s)) o(type, scope)
+ UNION ALL SELECT k.type, k.scope, (SELECT min(m.key) FROM mesh.memory m WHERE m.tenant_id = %(tenant)s
+   AND m.context_id = %(context)s AND m.type = k.type AND m.scope = k.scope AND m.key > k.key) FROM k WHERE k.key IS NOT NULL)
+SELECT k.type, k.key, n.value, n.deleted FROM k CROSS JOIN LATERAL (SELECT m.value, m.deleted FROM mesh.memory m
+   WHERE m.tenant_id = %(tenant)s AND m.context_id = %(context)s AND m.type = k.type AND m.scope = k.scope AND m.key = k.key
+   ORDER BY m.version DESC LIMIT 1) n
+ WHERE k.key IS NOT NULL ORDER BY k.type, k.key
 """
 
 # Why it was written: what a person said, or the node and the intent it happened at.

@@ -60,7 +60,7 @@ UPDATE mesh.steps SET status = 'superseded'
 
 TO_UNDO = """
 SELECT 1 FROM mesh.calls c JOIN mesh.steps s ON s.id = c.step_id AND s.tenant_id = c.tenant_id
- WHERE c.trace_id = %(trace)s AND c.tenant_id = %(tenant)s AND c.status = 'done' AND c.compensate IS NOT NULL
+ WHERE s.trace_id = %(trace)s AND c.tenant_id = %(tenant)s AND c.status = 'done' AND c.compensate IS NOT NULL
    AND s.ordinal >= %(ordinal)s LIMIT 1
 """
 

@@ -262,9 +262,9 @@ steps = sa.Table(
     sa.Index(
         "steps_successor",
         "trace_id",
-        "after_step_id",
         "node",
         "iteration",
+        "after_step_id",
         unique=True,
         postgresql_where=sa.text("after_step_id IS NOT NULL AND status <> 'superseded'"),
     ),

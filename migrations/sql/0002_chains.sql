@@ -26,6 +26,9 @@ CREATE INDEX signals_unread ON mesh.signals (trace_id, name, id) WHERE step_id I
 
 ALTER TABLE mesh.workers ADD COLUMN stuck INTEGER DEFAULT 0 NOT NULL;
 
+-- Whoever looks for what a node last came to goes from node to node by this index.
+DROP INDEX mesh.steps_successor;
+CREATE UNIQUE INDEX steps_successor ON mesh.steps (trace_id, node, iteration, after_step_id) WHERE after_step_id IS NOT NULL AND status <> 'superseded';
 CREATE INDEX steps_wake ON mesh.steps (wake_at) WHERE status = 'waiting' AND wake_at IS NOT NULL;
 CREATE INDEX calls_owed ON mesh.calls (id) WHERE cancel_owed;
 CREATE INDEX traces_held ON mesh.traces (id) WHERE status = 'held' AND waits_for = 'parent';

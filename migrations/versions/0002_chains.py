@@ -15,6 +15,8 @@ def upgrade() -> None:
 
 def downgrade() -> None:
     op.get_bind().connection.driver_connection.execute(
+        "DROP INDEX mesh.steps_successor; CREATE UNIQUE INDEX steps_successor ON mesh.steps (trace_id, after_step_id, node,"
+        " iteration) WHERE after_step_id IS NOT NULL AND status <> 'superseded';"
         "DROP TABLE mesh.signals; DROP INDEX mesh.steps_wake, mesh.calls_next, mesh.calls_owed, mesh.traces_held;"
         "ALTER TABLE mesh.calls DROP COLUMN limited, DROP COLUMN child_trace_id, DROP COLUMN compensate,"
         " DROP CONSTRAINT slot_mode_known,"
