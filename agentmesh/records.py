@@ -154,7 +154,7 @@ class Policy(Record):
     write_memory: bool = True
     record_trace: bool = True
     trigger_next_action: bool = False
-    max_steps: Annotated[int, Field(ge=1, le=10_000)] = 100
+    max_steps: Annotated[int, Field(ge=1, le=1_000_000)] = 100
     reasoner_timeout_s: Annotated[float, Field(gt=0, le=86_400)] = 120.0
     reasoner_attempts: Annotated[int, Field(ge=1, le=100)] = 3
     callback_timeout_s: Annotated[float, Field(gt=0, le=3_600)] = 30.0
@@ -177,7 +177,7 @@ class PolicyPatch(Record):
     write_memory: bool | None = None
     record_trace: bool | None = None
     trigger_next_action: bool | None = None
-    max_steps: Annotated[int, Field(ge=1, le=10_000)] | None = None
+    max_steps: Annotated[int, Field(ge=1, le=1_000_000)] | None = None
     reasoner_timeout_s: Annotated[float, Field(gt=0, le=86_400)] | None = None
     reasoner_attempts: Annotated[int, Field(ge=1, le=100)] | None = None
     callback_timeout_s: Annotated[float, Field(gt=0, le=3_600)] | None = None

@@ -397,7 +397,7 @@ class Mesh:
             sent=self.scheduler.sent, ended=self.scheduler.ended,
             delegate=lambda held, verdict: self.client.child(held, verdict, depth_limit=limits.delegation_depth),
             child=self.client.send_child,
-            depths=(limits.delegation_depth, limits.chain_depth), plan=self._pinned,
+            depths=(limits.delegation_depth, limits.chain_depth), max_steps=limits.steps, plan=self._pinned,
             moment=lambda asked: following(asked["cron"], asked["timezone"], traces.now(self.db)),
             pool=ThreadPoolExecutor(self.settings.worker.agents_concurrency, thread_name_prefix="inline"),
             redact=redact,

@@ -87,6 +87,8 @@ class Mover:
             return base.model_copy(update={"callbacks": ()})
         patches = [plan.policy] if node == plans.START else [plan.policy, plan.node(node).policy]
         values = {name: value for one in patches for name, value in _set(one) if name not in base.given}
+        if values.get("max_steps", base.max_steps) > self._parts.max_steps:
+            values["max_steps"] = self._parts.max_steps
         return base.model_copy(update=values) if values else base
 
     def decide(self, at: Position, fact: Fact, *, result: Json = None, memory: Sequence[MemoryWrite] = ()) -> Decision:

@@ -62,6 +62,7 @@ class Parts:
     plan: Callable[[str, str], BehaviorPlan]
     child: Callable[..., NewTrace]
     depths: tuple[int, int]
+    max_steps: int
     moment: Callable[[dict[str, Json]], str]
     pool: ThreadPoolExecutor
     redact: Callable[[Json], Json] = field(default=lambda value: value)

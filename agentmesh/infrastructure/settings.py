@@ -120,7 +120,8 @@ class LimitsSection(Section):
     no_worker_after: Seconds = 86_400.0
     delegation_depth: Annotated[int, Field(ge=1, le=64)] = 16
     chain_depth: Annotated[int, Field(ge=1, le=1000)] = 256
-    steps: Annotated[int, Field(ge=1, le=10_000)] = 10_000
+    steps: Annotated[int, Field(ge=1, le=1_000_000)] = 10_000
+    """The most a trace may take, whatever its policy says."""
 
 
 class KeysSection(Section):

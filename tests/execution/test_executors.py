@@ -521,3 +521,16 @@ def test_a_reasoner_that_names_no_time_is_asked_again_after_the_usual_back_off(m
     trace = done(lab, policy={"backoff": AT_ONCE})
     again(lab, trace)
     assert trace.result(0) == 1
+
+
+@pytest.mark.parametrize("asked", ["the agent", "the intent", "the plan"])
+def test_no_policy_lets_a_trace_take_more_steps_than_its_worker_allows(make_mesh, asked):
+    spare = {"policy": {"max_steps": 1_000_000}}
+    chain = {"chain": "patient", "steps": [{"wait": 60}]} | (spare if asked == "the plan" else {})
+    agent = define_agent("patient", chain=chain, **(spare if asked == "the agent" else {}))
+    mesh, bells = make_mesh(agent, limits__steps=1)
+    options = spare if asked == "the intent" else {}
+    trace = mesh.router.dispatch("work", "tester", "patient", "c-1", {}, **options)
+    bells.drain(mesh)
+    [row] = mesh.db.once("SELECT error->>'code' AS code FROM mesh.traces WHERE id = %(id)s", {"id": trace.id})
+    assert row["code"] == "E_STEP_LIMIT"
