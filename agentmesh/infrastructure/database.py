@@ -15,6 +15,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from functools import lru_cache
 from typing import Any, NamedTuple, TypeVar
 
 import psycopg
@@ -28,6 +29,7 @@ from agentmesh.errors import DatabaseNotMigrated, DatabaseUnreachable, PoolTimeo
 from agentmesh.infrastructure import faults
 
 Row = dict[str, Any]
+_PARAMETER = re.compile(r"%\((\w+)\)s")
 _NUL = re.compile(r"(?<!\\)((?:\\\\)*+)\\u0000")
 T = TypeVar("T")
 
@@ -137,8 +139,7 @@ class Tx:
         self.connection = connection
 
     def all(self, sql: str, params: Mapping[str, Any] | None = None) -> list[Row]:
-        with self.connection.cursor(row_factory=dict_row) as cursor:
-            cursor.execute(sql, params)
+        with self._run(sql, params) as cursor:
             result = cursor.pgresult  # not cursor.description, which makes an object of every column
             return cursor.fetchall() if result is not None and result.nfields else []
 
@@ -147,13 +148,30 @@ class Tx:
         return rows[0] if rows else None
 
     def count(self, sql: str, params: Mapping[str, Any] | None = None) -> int:
-        with self.connection.cursor() as cursor:
-            cursor.execute(sql, params)
+        with self._run(sql, params) as cursor:
             return cursor.rowcount
 
     def number(self) -> int:
         """The number of the transaction that is open; a new one's, where none was."""
         return int(self.all("SELECT pg_current_xact_id()::text AS number")[0]["number"])
+
+    def _run(self, sql: str, params: Mapping[str, Any] | None) -> psycopg.RawCursor[Row]:
+        cursor = psycopg.RawCursor(self.connection, row_factory=dict_row)
+        if params is None:
+            return cursor.execute(sql)
+        numbered, names = _numbered(sql)
+        return cursor.execute(numbered, [params[name] for name in names])
+
+
+@lru_cache(maxsize=1024)
+def _numbered(sql: str) -> tuple[bytes, tuple[str, ...]]:
+    """The statement with $1, $2 … for its named parameters, and their names.
+
+    psycopg would do so anew at every execution of what is longer than 4 KiB, as a commit's statement is.
+    """
+    names = tuple(dict.fromkeys(_PARAMETER.findall(sql)))
+    places = {name: f"${n}" for n, name in enumerate(names, 1)}
+    return _PARAMETER.sub(lambda found: places[found[1]], sql).replace("%%", "%").encode(), names
 
 
 def jsonb(value: object) -> str | None:
@@ -192,6 +210,7 @@ class Database:
             max_overflow=max_overflow,
             pool_timeout=pool_timeout_s,
             pool_use_lifo=True,
+            pool_reset_on_return=None,  # in autocommit nothing is left open, and whoever begins also ends
             connect_args=options,
         )
         event.listen(self.engine, "do_connect", self._connect)

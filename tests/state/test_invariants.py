@@ -186,7 +186,7 @@ def test_s22_a_context_of_the_same_name_in_another_tenant_is_another_context(lab
 # DESIGN rule 9: the beat, the rescuer's selection, and a claim by our own id. The key table is asked by kid.
 UNNAMED = (
     "UPDATE mesh.workers", "INSERT INTO mesh.workers", "FROM mesh.workers", "INTO mesh.leaders", "FROM mesh.keys",
-    "pg_control_checkpoint", "mesh.audit_seal", "SELECT extract(epoch FROM mesh.mesh_now())", "LEFT JOIN mesh.workers w", "c.deadline < mesh.mesh_asof()", "WHERE id = %(call)s AND epoch",
+    "pg_control_checkpoint", "mesh.audit_seal", "LEFT JOIN mesh.workers w", "c.deadline < mesh.mesh_asof()", "WHERE id = %(call)s AND epoch",
     "WHERE id = (SELECT trace_id FROM mesh.steps WHERE id = %(step)s)", "WHERE id = %(trace)s AND epoch = %(epoch)s AND status = 'queued'",
     "WHERE t.id = x.id AND t.epoch = x.epoch", "GROUP BY queue", "t.rung_at < t.wake_at", "ANALYZE mesh.", "ORDER BY relname", "WHERE parent_owed", "DELETE FROM mesh.lanes",
 )  # fmt: skip
@@ -195,21 +195,17 @@ UNNAMED = (
 def test_s26_every_statement_of_a_worker_names_its_tenant(lab, monkeypatch):
     from agentmesh.coordination.heartbeat import Heart, here
     from agentmesh.coordination.rescuer import Pace, Rescuer
-    from agentmesh.infrastructure.database import Connection
+    from agentmesh.infrastructure.database import Tx
 
     seen = set()
 
-    class Listening(psycopg.Cursor):
-        def execute(self, query, params=None, **more):
-            seen.add(query if isinstance(query, str) else str(query))
-            return super().execute(query, params, **more)
+    run = Tx._run
 
-    lab.mesh.db.engine.dispose()
-    monkeypatch.setattr(
-        Connection,
-        "cursor",
-        lambda self, **more: Listening(self, row_factory=more.get("row_factory", self.row_factory)),
-    )
+    def listening(tx, sql, params):
+        seen.add(sql)
+        return run(tx, sql, params)
+
+    monkeypatch.setattr(Tx, "_run", listening)
     heart = Heart(lab.mesh.db, here(name="h", queues=[], agents=[], tools=[], version="1", lease_s=10), lab.mesh.notes,
                   beat_s=1, ring=lab.bells.ring)  # fmt: skip
     heart._register()
