@@ -740,6 +740,13 @@ class NotRewindable(MeshError):
     next = "agentmesh trace show"
 
 
+class BadMemory(MeshError):
+    code = "E_MEMORY"
+    exit_code = 2
+    expected = "an entry as an agent declares it"
+    next = "agentmesh agents list"
+
+
 class MemoryChanged(MeshError):
     code = "E_MEMORY_CHANGED"
     exit_code = 4

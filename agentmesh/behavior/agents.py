@@ -16,6 +16,7 @@ from pydantic import Field, PrivateAttr, StringConstraints
 
 from agentmesh.behavior.combined import HybridReasoner, ReasonerRouter, Route, Veto, bind
 from agentmesh.behavior.declared import Desk, Models, OneReasoner, PolicySpec, ReasonerSpec, RouteSpec, VetoSpec
+from agentmesh.behavior.entries import MemorySpec, as_values
 from agentmesh.behavior.expressions import compile as compile_expression
 from agentmesh.behavior.learned import UNTAUGHT, RLPolicyReasoner
 from agentmesh.behavior.limits import Limits, check_key
@@ -94,6 +95,7 @@ class AgentSpec(Record):
     executor: Name = "sequential"
     max_steps: Annotated[int, Field(ge=1, le=10_000)] | None = None
     session: SessionSpec = SessionSpec()
+    memory: MemorySpec = MemorySpec()
     tenants: Annotated[tuple[Name, ...], Field(min_length=1)] = ("default",)
     group: Name | None = None
     limits: Limits | None = None
@@ -164,12 +166,15 @@ def define_agent(
     **keys: Any,
 ) -> AgentSpec:
     """An agent from keyword arguments: the keys of an agent file. A reasoner may also be an object with select_action, or
-    a function of a session, and a chain the keys of a chain file; with one it needs no reasoner. Raises BadAgentFile.
+    a function of a session, and a chain the keys of a chain file; with one it needs no reasoner. In `memory` a pydantic model
+    may stand for an entry. Raises BadAgentFile.
     """
     named = chain.get("chain") if isinstance(chain, Mapping) else chain
     given: dict[str, Json] = {"agent": agent, **keys} | ({} if chain is None else {"chain": named})
     if isinstance(given.get("policy"), PolicyPatch):
         given["policy"] = given["policy"].model_dump(mode="json", exclude_none=True)
+    if isinstance(given.get("memory"), Mapping):
+        given["memory"] = as_values(given["memory"])
     if isinstance(reasoner, Mapping):
         given["reasoner"] = dict(reasoner)
     try:

@@ -8,8 +8,8 @@ from uuid import UUID
 from agentmesh.errors import BadChoice, BadPayload, NotAsked
 from agentmesh.execution import plan as plans
 from agentmesh.execution.plan import BehaviorPlan
-from agentmesh.execution.schemas import misfit
 from agentmesh.infrastructure.database import Database, Row
+from agentmesh.infrastructure.fit import misfit
 from agentmesh.records import Json, Ring, check_name
 from agentmesh.state import signals
 from agentmesh.state.blobs import BlobStore

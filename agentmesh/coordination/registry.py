@@ -95,7 +95,8 @@ class AgentRegistry:
                     "accepts": list(self.accepts(spec)),
                     "spec": {"description": spec.description, "tools": list(spec.tools), "executor": spec.executor,
                              "capabilities": list(spec.capabilities),
-                             "limits": spec.limits.announced() if spec.limits else None},
+                             "limits": spec.limits.announced() if spec.limits else None,
+                             **({"memory": memory} if (memory := spec.memory.announced()) else {})},
                 })  # fmt: skip
         for tool in self._tools.list():
             for tenant in sorted(everywhere):

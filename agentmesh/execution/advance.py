@@ -15,7 +15,7 @@ from agentmesh.errors import BadRule, MeshError
 from agentmesh.execution import plan as plans
 from agentmesh.execution.cooperation import terms_of
 from agentmesh.execution.plan import BehaviorPlan
-from agentmesh.execution.schemas import misfit
+from agentmesh.infrastructure.fit import misfit
 from agentmesh.records import Action, Failure, Json, Policy, Require, ToolUse, Verdict
 
 MAX_WAIT_S = 366 * 86_400

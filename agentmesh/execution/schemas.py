@@ -124,13 +124,3 @@ def line(exc: Exception) -> str:
             return exc.message
         case _:
             return str(exc)
-
-
-def misfit(schema: dict[str, Any], value: Json) -> str | None:
-    """What of a value a JSON Schema does not allow, and where; None when it fits. No schema is fetched from anywhere."""
-    validator = jsonschema_rs.validator_for(schema, pattern_options=jsonschema_rs.RegexOptions(), offline=True)
-    error = next(iter(validator.iter_errors(value)), None)
-    if error is None:
-        return None
-    where = ".".join(str(part) for part in error.instance_path)
-    return f"{where}: {error.message}" if where else str(error.message)

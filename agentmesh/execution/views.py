@@ -27,6 +27,7 @@ from agentmesh.state.admission import Lane
 from agentmesh.state.blobs import BlobStore
 from agentmesh.state.changes import MemoryWrite, NewTrace
 from agentmesh.state.contexts import SessionManager
+from agentmesh.state.templates import Templates
 from agentmesh.state.traces import Held
 
 
@@ -74,6 +75,7 @@ class Views:
 
     def __init__(self, agent: HostedAgent, parts: Parts) -> None:
         self._agent, self._parts = agent, parts
+        self._templates = Templates({agent.spec.agent: agent.spec.memory.announced()})
 
     def session(self, at: Position) -> Session:
         """What user code is shown; memory and results are read when they are first looked at."""
@@ -160,7 +162,10 @@ class Views:
         return replace(plan, calls=tuple(calls))
 
     def remembered(self, at: Position, writes: Sequence[MemoryWrite]) -> list[MemoryWrite]:
-        """The writes with their big values put aside."""
+        """The writes with their big values put aside. Raises BadMemory where one is not what the agent declares."""
+        for one in writes:
+            if not one.deleted:
+                self._templates.check(one.type, one.key, one.value)
         return [replace(one, value=self.aside(at, one.value, f"memory {one.key}")) for one in writes]
 
     def aside(self, at: Position, value: Json, what: str) -> Json:

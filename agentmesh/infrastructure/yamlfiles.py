@@ -72,8 +72,9 @@ def _keys(path: tuple[str | int, ...], model: type[BaseModel]) -> Iterable[str]:
     """The keys allowed where `path` names one that is not."""
     for part in path[:-1]:
         field = model.model_fields.get(str(part))
-        model = (field and _model(field.annotation)) or model
-    return model.model_fields
+        each: type[BaseModel] = getattr(model, "each", model)
+        model = (field and _model(field.annotation)) or each
+    return [field.alias or name for name, field in model.model_fields.items()]
 
 
 def _model(annotation: Any) -> type[BaseModel] | None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 from uuid import UUID
 
 from agentmesh.errors import MemoryChanged, Mistake, UnknownMemory
@@ -18,6 +18,9 @@ from agentmesh.infrastructure.database import Database, Row, Tx, jsonb
 from agentmesh.records import Json, new_id
 from agentmesh.state.blobs import BlobStore
 from agentmesh.state.changes import MemoryWrite, plain
+
+if TYPE_CHECKING:
+    from agentmesh.state.templates import Templates
 
 MemoryType = Literal["short_term", "long_term"]
 
@@ -154,9 +157,11 @@ class MemoryEngine:
         """Afterwards the entry's newest version, whose number is returned, is `value`, committed. With `newest`: only if
         that was its newest version until now (0: there was none).
 
-        Raises Mistake for short-term without a trace, BadJson, PayloadTooLarge, MemoryChanged.
+        Raises Mistake for short-term without a trace, BadJson, PayloadTooLarge, MemoryChanged; BadMemory where it is not
+        what an agent of this context declares.
         """
         self._own(memory_type)
+        self._declared().check(memory_type, key, value)
         one = MemoryWrite(memory_type, key, self._shrunk(key, value), origin, trusted=trusted, reason=reason)
         with self._db.begin() as tx:
             self._lock(tx, memory_type)
@@ -171,6 +176,9 @@ class MemoryEngine:
     ) -> None:  # fmt: skip
         """Afterwards each of these entries has its value, in one commit. Raises what `store` raises."""
         self._own(memory_type)
+        declared = self._declared()
+        for key, value in values.items():
+            declared.check(memory_type, key, value)
         writes = [MemoryWrite(memory_type, key, self._shrunk(key, value), origin) for key, value in values.items()]
         with self._db.begin() as tx:
             self._lock(tx, memory_type)
@@ -178,7 +186,7 @@ class MemoryEngine:
 
     def store_result(self, node: str, value: Json) -> None:
         """Keep what a node came to as the callback of a step keeps it: short-term, as `result:<node>`."""
-        self.store(f"result:{node}", value, "short_term")
+        self.store(f"result:{node}", value, "short_term", origin="callback")
 
     def history(self, key: str, memory_type: MemoryType = "long_term", *, limit: int = 50) -> list[MemoryEntry]:
         """The versions of the entry, newest first. Raises UnknownMemory where there never was one."""
@@ -195,9 +203,10 @@ class MemoryEngine:
     ) -> int:  # fmt: skip
         """Afterwards the entry's newest version says what `version` said, and is trusted as far as that was; its number.
 
-        Nothing that was written is lost. `newest` as in `store`. Raises UnknownMemory, MemoryChanged.
+        Nothing that was written is lost. `newest` as in `store`. Raises UnknownMemory, MemoryChanged, BadMemory.
         """
         self._own(memory_type)
+        declared = self._declared()
         with self._db.begin() as tx:
             self._lock(tx, memory_type)
             now = self._expect(tx, memory_type, key, newest)
@@ -205,6 +214,8 @@ class MemoryEngine:
             if old is None:
                 raise UnknownMemory("the entry has no such version", value=f"{memory_type}:{key} {version}",
                                     next=f"agentmesh memory history {self._context} {key}")  # fmt: skip
+            if not old["deleted"]:
+                declared.check(memory_type, key, self._whole(old["value"]))
             one = MemoryWrite(memory_type, key, old["value"], by, trusted=old["trusted"], deleted=old["deleted"],
                               reason=reason or f"revert to version {version}")  # fmt: skip
             write(tx, self._tenant, self._context, self._trace, [one])
@@ -230,6 +241,11 @@ class MemoryEngine:
 
     def _whole(self, value: Json) -> Json:
         return self._blobs.expand(self._tenant, value)
+
+    def _declared(self) -> Templates:
+        from agentmesh.state.templates import of_context  # noqa: PLC0415 - a schema library that only writers need
+
+        return of_context(self._db, self._tenant, self._context)
 
     def _shrunk(self, key: str, value: Json) -> Json:
         return self._blobs.shrink(self._tenant, value, what=f"memory {key}")
