@@ -44,6 +44,6 @@ class Forks:
             of, payload=payload | dict(changes or {}), context_id=f"{of['context_id'][:100]}.fork-{new_id().hex[-12:]}"
         )
         given = policy.model_dump(mode="json", exclude_none=True) if policy else {}
-        ring = rewind.fork(self._db, made, of=of, ordinal=at, policy=of["policy"] | given, plan_hash=chosen, by=by)
-        self._ring([ring])
+        rings = rewind.fork(self._db, made, of=of, ordinal=at, policy=of["policy"] | given, plan_hash=chosen, by=by)
+        self._ring(rings)
         return Trace(made.id, self._tenant, self._db, self._blobs)

@@ -77,11 +77,8 @@ class Back:
         self._others = [row["id"] for row in rows if row["whole"] not in wholes]
         self._require_nothing_to_undo(rows)
         live = {row["node"] for row in rows if row["status"] in LIVE and row["id"] in set(self._others)}
-        state: dict[str, Any] = trace["state"]
-        kept = [one for one in state.get("open") or () if one not in self.nodes]
-        self._closed = [one for one in kept if one not in live]
-        marks = {name: mark for name, mark in (state.get("marks") or {}).items() if name not in self.nodes}
-        self.state = state | {"open": [*kept, node], "marks": marks}
+        self.state, beside = before(trace["state"], self.nodes, node)
+        self._closed = [one for one in beside if one not in live]
 
     def supersede(self) -> None:
         """Nothing of these steps is open any more, and they count no longer."""
@@ -90,12 +87,7 @@ class Back:
 
     def begin_again(self) -> None:
         """Other branches that the end of the trace had closed begin again."""
-        for node in self._closed:
-            self._tx.count(BEGIN_AGAIN, self._at | {"id": new_id(), "node": node})
-        heads = self._tx.all(HEADS, self._at | {"nodes": self._closed}) if self._closed else []
-        self.rings += [
-            step_ring({f"step_{name}": value for name, value in one.items()}, self._at["trace"]) for one in heads
-        ]
+        self.rings += begin(self._tx, self._at, self._closed)
 
     def _require_nothing_to_undo(self, rows: Sequence[Row]) -> None:
         done = self._tx.one(TO_UNDO, self._at | {"steps": self.steps})
@@ -112,6 +104,21 @@ def dependants(plan: Mapping[str, Any], node: str) -> Collection[str]:
     }:
         found |= more
     return found
+
+
+def before(state: Mapping[str, Any], nodes: Collection[str], node: str) -> tuple[dict[str, Any], list[str]]:
+    """The state of a trace in which none of these nodes has begun but `node`, and which others are open in it."""
+    beside = [one for one in state.get("open") or () if one not in nodes]
+    marks = {name: mark for name, mark in (state.get("marks") or {}).items() if name not in nodes}
+    return {**state, "open": [*beside, node], "marks": marks}, beside
+
+
+def begin(tx: Tx, at: Mapping[str, Any], nodes: Sequence[str]) -> list[Ring]:
+    """Each of these nodes begins, with a step of its own; the rings that are owed."""
+    for node in nodes:
+        tx.count(BEGIN_AGAIN, {**at, "id": new_id(), "node": node})
+    heads = tx.all(HEADS, {**at, "nodes": list(nodes)}) if nodes else []
+    return [step_ring({f"step_{name}": value for name, value in one.items()}, at["trace"]) for one in heads]
 
 
 def written(tx: Tx, at: Mapping[str, Any], context: str, steps: Sequence[UUID]) -> list[Row]:

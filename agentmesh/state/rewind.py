@@ -93,8 +93,13 @@ VALUES (%(trace)s, %(seq)s, %(tenant)s, %(name)s, %(step)s, %(body)s::jsonb)
 """
 
 SOURCE = """
-SELECT id, context_id, agent, intent, from_id, payload, policy, permissions, priority, plan_hash, agent_version, status
+SELECT id, context_id, agent, intent, from_id, payload, policy, permissions, priority, plan_hash, agent_version, status, state
   FROM mesh.traces WHERE id = %(trace)s AND tenant_id = %(tenant)s
+"""
+
+SOURCE_STEPS = """
+SELECT id, ordinal, after_step_id, kind, status, CASE kind WHEN 'start' THEN action->>'to' ELSE node END AS node FROM mesh.steps
+ WHERE trace_id = %(trace)s AND tenant_id = %(tenant)s AND kind <> 'group' AND status <> 'superseded' ORDER BY ordinal
 """
 
 COPY_STEPS = """
@@ -112,8 +117,8 @@ SELECT gen_random_uuid(), m.tenant_id, %(context)s, m.type, CASE m.scope WHEN ''
   false, %(fork)s, 'fork', m.trusted, 0
  FROM (SELECT DISTINCT ON (o.type, o.key) o.* FROM mesh.memory o
    WHERE o.tenant_id = %(tenant)s AND o.context_id = %(source_context)s
-     AND (o.type = 'long_term' AND coalesce(o.mem_seq, 0) <= %(mem_seq)s
-       OR o.scope = %(source_scope)s AND NOT coalesce(o.step_id = ANY(%(after)s), false))
+     AND (o.type = 'long_term' AND coalesce(o.mem_seq, 0) <= coalesce(%(mem_seq)s, o.mem_seq, 0) OR o.scope = %(source_scope)s)
+     AND NOT coalesce(o.step_id = ANY(%(after)s), false)
    ORDER BY o.type, o.key, o.version DESC) m WHERE NOT m.deleted
 """
 
@@ -217,22 +222,26 @@ def source(db: Database, *, tenant: str, trace_id: UUID) -> Row:
     return rows[0]
 
 
-def fork(db: Database, made: NewTrace, *, of: Row, ordinal: int, policy: Json, plan_hash: str, by: str) -> Ring:
-    """The accepted trace `made` begins at the `ordinal`-th step of another, whose earlier steps and memory it has.
+def fork(db: Database, made: NewTrace, *, of: Row, ordinal: int, policy: Json, plan_hash: str, by: str) -> list[Ring]:
+    """The accepted trace `made` begins at the `ordinal`-th step of another, whose earlier steps and memory it has; where
+    branches run beside one another, whose other steps it has but those that needed that one. The rings that are owed.
 
     A commit whose answer was lost is settled by repeating it under the same id. Raises NotRewindable.
     """
     tenant = made.tenant_id
     at: dict[str, Any] = {"trace": of["id"], "tenant": tenant, "ordinal": ordinal}
     step = _step(db, at)
+    steps = db.once(SOURCE_STEPS, at)
+    later = {one["id"] for one in steps if one["ordinal"] >= ordinal}
+    state, mem_seq, beside = step["state"], step["mem_seq"] or 0, list[str]()
     if step["branch"]:
-        raise NotRewindable("branches of this trace run beside one another", value=str(ordinal), expected="step 1")
-    steps = db.once(
-        "SELECT id, ordinal, after_step_id, kind, status, ordinal >= %(ordinal)s AS later FROM mesh.steps"
-        " WHERE trace_id = %(trace)s AND tenant_id = %(tenant)s AND kind <> 'group' AND status <> 'superseded' ORDER BY ordinal",
-        at,
-    )
-    kept = {one["id"]: new_id() for one in steps if not one["later"] and one["status"] in {"done", "failed"}}
+        nodes = branches.dependants(_plan(db, tenant, plan_hash, step), step["branch"])
+        state, beside = branches.before(of["state"], nodes, step["branch"])
+        later = {one["id"] for one in steps if one["node"] in nodes}
+        step |= {"kind": "branch", "node": step["branch"]}
+        mem_seq = None  # what the others wrote since is kept
+    kept = {one["id"]: new_id() for one in steps if one["id"] not in later and one["status"] in {"done", "failed"}}
+    place = 1 + max((one["ordinal"] for one in steps if one["id"] in kept), default=0)
     pairs = [
         {"source": str(one["id"]), "id": str(kept[one["id"]]), "after": str(kept[one["after_step_id"]])
          if one["after_step_id"] in kept else None}
@@ -243,30 +252,30 @@ def fork(db: Database, made: NewTrace, *, of: Row, ordinal: int, policy: Json, p
     ]
     mine = {"trace": made.id, "tenant": tenant, "fork": made.id}
 
-    def once() -> Ring:
+    def once() -> list[Ring]:
         with db.begin() as tx:
             insert(tx, [made])
             tx.count("INSERT INTO mesh.contexts (tenant_id, id) VALUES (%(tenant)s, %(context)s) ON CONFLICT DO NOTHING",
                      {"tenant": tenant, "context": made.context_id})  # fmt: skip
             tx.count(BEGIN_FORK, mine | {
-                "plan": plan_hash, "version": of["agent_version"], "policy": jsonb(policy), "state": jsonb(step["state"]),
-                "place": len(pairs) + 1, "seq": 2 + len(tools),
+                "plan": plan_hash, "version": of["agent_version"], "policy": jsonb(policy), "state": jsonb(state),
+                "place": place, "seq": 2 + len(tools),
             })  # fmt: skip
             tx.count(COPY_STEPS, mine | {"pairs": jsonb(pairs)})
             tx.count(COPY_MEMORY, mine | {
                 "context": made.context_id, "scope": str(made.id), "source_context": of["context_id"],
-                "source_scope": str(of["id"]), "mem_seq": step["mem_seq"], "after": [one["id"] for one in steps if one["later"]],
+                "source_scope": str(of["id"]), "mem_seq": mem_seq, "after": list(later),
             })  # fmt: skip
             began: dict[str, Json] = {"plan": plan_hash, "forked_from": str(of["id"]), "step": ordinal, **named(by)}
-            after = step["after"] and str(kept[UUID(step["after"])])
-            ring = _begin(tx, mine, step | {"after": after}, place=len(pairs) + 1)
+            after = step["after"] and kept.get(UUID(step["after"]))
+            ring = _begin(tx, mine, step | {"after": after and str(after)}, place=place)
             tx.count(EVENT, mine | {"seq": 2, "name": "EXEC_START", "step": ring.id, "body": jsonb(began)})
             for seq, one in enumerate(tools, 3):
                 tx.count(
                     EVENT,
                     mine | {"seq": seq, "name": "CALLBACK_RESULT", "step": one, "body": '{"ok": true, "copied": true}'},
                 )
-            return ring
+            return [ring, *branches.begin(tx, mine, beside)]
         raise psycopg.OperationalError("the fork was not committed")
 
     try:
@@ -274,7 +283,19 @@ def fork(db: Database, made: NewTrace, *, of: Row, ordinal: int, policy: Json, p
     except (psycopg.OperationalError, psycopg.InterfaceError):
         with suppress(psycopg.errors.UniqueViolation):  # the first one had committed
             return once()
-        return _begun(db, mine)
+        return [_begun(db, mine)]
+
+
+def _plan(db: Database, tenant: str, plan_hash: str, step: Row) -> dict[str, Any]:
+    """The body of the plan that a fork of a trace with branches is to follow, which has to have the step's node."""
+    rows = db.once(
+        "SELECT body FROM mesh.plans WHERE tenant_id = %(tenant)s AND hash = %(hash)s",
+        {"tenant": tenant, "hash": plan_hash},
+    )
+    body: dict[str, Any] = rows[0]["body"] if rows else {"nodes": []}
+    if step["branch"] not in {one["id"] for one in body["nodes"]}:
+        raise NotRewindable("the plan to follow has no such node", value=step["branch"])
+    return body
 
 
 def _begun(db: Database, at: dict[str, Any]) -> Ring:

@@ -5,7 +5,7 @@ import pytest
 from agentmesh.errors import BadChain, NotRewindable
 from agentmesh.execution import chain
 from agentmesh.execution.tools import register_tool
-from agentmesh.state import children, retry, rewind, signals, steering
+from agentmesh.state import announced, children, retry, rewind, signals, steering
 
 
 @pytest.fixture
@@ -144,6 +144,47 @@ def test_a_branch_is_rewound_with_what_needed_it_and_no_other(lab):
     superseded = {one["node"] for one in lab.steps(lab.t) if one["status"] == "superseded"}
     assert superseded == {"start", "b", "d"}
     assert lab.trace(lab.t)["state"]["marks"] == dict.fromkeys("abcd", "done")
+
+
+def fork(lab, node, **changes):
+    made = lab.mesh.forks.fork(lab.t.id, at(lab, node), changes=changes, by="ann")
+    lab.drain()
+    return made
+
+
+def test_a_fork_at_a_branch_has_what_the_others_came_to(lab):
+    lab = lab(*DIAMOND)
+    lab.drain()
+    made = fork(lab, "b")
+    assert lab.seen[4:] == ["b", "d"]
+    assert (made.result(0), lab.t.result(0)) == ("D", "D")
+    rows = lab.rows(
+        "SELECT type, key FROM mesh.memory WHERE trace_id = %(id)s AND origin = 'fork' ORDER BY key", id=made.id
+    )
+    assert [one["key"] for one in rows] == ["result:a", "result:c"]
+    ordinals = [one["ordinal"] for one in lab.steps(made)]
+    assert len(set(ordinals)) == len(ordinals)
+
+
+def test_a_branch_that_was_open_begins_in_the_fork_as_well(lab):
+    lab = lab({"id": "told", "signal": "go", "needs": []}, step("b"), step("c", "b", "told"))
+    lab.drain()
+    made = fork(lab, "b")
+    for one in (made, lab.t):
+        lab.bells.ring(signals.send(lab.mesh.db, tenant="default", trace_id=one.id, name="go", by="ann").rings)
+        lab.drain()
+        assert one.result(0) == "C"
+    assert lab.seen == ["b", "b", "c", "c"]
+
+
+def test_a_fork_follows_no_plan_that_lacks_its_branch(lab, make_lab):
+    lab = lab(*DIAMOND)
+    lab.drain()
+    other = chain.from_values({"chain": "c", "steps": [step("a"), step("z", "a")]})
+    announced.keep_plan(lab.mesh.db, tenant_id="default", plan_hash=other.hash, chain="c", body=other.body())
+    with pytest.raises(NotRewindable) as caught:
+        lab.mesh.forks.fork(lab.t.id, at(lab, "b"), plan_hash=other.hash, by="ann")
+    assert (caught.value.what, caught.value.value) == ("the plan to follow has no such node", "b")
 
 
 def test_other_branches_wait_on_where_they_wait(lab):
