@@ -1,4 +1,5 @@
-"""Random chains: tools in every way, loops, waits, signals, approvals, children and branches, each drawn from the seed."""
+"""Random chains: tools in every way, loops, waits, signals, approvals, children, votes, bids and branches, each drawn from
+the seed."""
 
 from __future__ import annotations
 
@@ -17,7 +18,7 @@ def chain(seed: int, use: Any) -> dict[str, Any]:
 
 
 def _segment(chance: Random, name: str, use: Any) -> Steps:
-    draw = chance.choice((_tools, _tools, _for_each, _wait, _signal, _approval, _delegate, _parallel, _loop))
+    draw = chance.choice((_tools, _tools, _for_each, _wait, _signal, _approval, _delegate, _contest, _parallel, _loop))
     return draw(chance, name, use)
 
 
@@ -57,6 +58,20 @@ def _delegate(chance: Random, name: str, use: Any) -> Steps:
     do = [{"tools": [use(chance, "r0")]}] if chance.random() < 0.6 else []
     step = {"id": name, "delegate": chance.choice(("alpha", "beta")), "payload": {"do": do, "then": []}}
     return [_going_on(chance, step)]
+
+
+def _contest(chance: Random, name: str, use: Any) -> Steps:
+    """The answers of several become one, or none is acceptable; those that are too late are cancelled."""
+    errands: list[dict[str, Any]] = []
+    for label in ("a", "b", "c"):
+        do = [{"tools": [use(chance, "r0")]}] if chance.random() < 0.6 else []
+        whom = chance.choice(({"to": "alpha"}, {"to": "beta"}, {"capability": "work"}))
+        errands.append({**whom, "as": f"{name}-{label}", "payload": {"do": do, "then": []}})
+    terms = chance.choice((
+        {"vote": "size(result)"}, {"vote": "size(result) > 0", "quorum": 2}, {"accept": "result.attempt == 1"},
+        {"accept": "false", "within": "30s"}, {"vote": "size(result)", "quorum": "majority", "within": "3s"},
+    ))  # fmt: skip
+    return [_going_on(chance, {"id": name, "delegate": errands, **terms})]
 
 
 def _parallel(chance: Random, name: str, use: Any) -> Steps:

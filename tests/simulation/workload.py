@@ -157,7 +157,9 @@ class Scripted:
         declare("booked", attempts=3, tx=True, timeout=4.0)
         names = [one.name for one in self.tools.list()]
         for name, executor in AGENTS.items():
-            self.agents[name] = define_agent(name, reasoner=self._reason, tools=names, grants=["*"], executor=executor)
+            self.agents[name] = define_agent(
+                name, reasoner=self._reason, tools=names, grants=["*"], executor=executor, capabilities=["work"]
+            )
 
     def _do(self, ctx: ToolContext, script: list[str]) -> dict[str, Any]:
         self._ran("entered", ctx)
