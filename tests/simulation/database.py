@@ -105,15 +105,15 @@ class SimTx(Tx):
         self._db = db
 
     def all(self, sql: str, params: Mapping[str, Any] | None = None) -> list[Row]:
-        found = self._run(sql, lambda: super(SimTx, self).all(sql, params))
+        found = self._play(sql, lambda: super(SimTx, self).all(sql, params))
         if len(found) > 1 and "ORDER BY" not in sql.rpartition(")")[2]:
             found.sort(key=lambda row: (str(row.get("kind", "")), str(row.get("id", ""))))
         return found
 
     def count(self, sql: str, params: Mapping[str, Any] | None = None) -> int:
-        return self._run(sql, lambda: super(SimTx, self).count(sql, params))
+        return self._play(sql, lambda: super(SimTx, self).count(sql, params))
 
-    def _run(self, sql: str, run: Callable[[], Any]) -> Any:
+    def _play(self, sql: str, run: Callable[[], Any]) -> Any:
         task = self._db.stage.current
         if task is None:
             return run()
