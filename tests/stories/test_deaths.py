@@ -173,9 +173,9 @@ def test_a_second_sigterm_leaves_at_once(make_story: Any) -> None:
     story.tool("slow", "never")
     started(story, "slow")
     tools.signal(signal.SIGTERM)
-    until(lambda: "Warm shutdown" in tools.text(), within=5, what="the first one heard")
+    until(lambda: "Warm shutdown" in tools.text(), within=20, what="the first one heard")
     tools.signal(signal.SIGTERM)
-    assert tools.wait(within=10) == 0
+    assert tools.wait(within=20) == 0  # draining would take it 30 s
     story.worker("tools")
     story.quiet()
 
