@@ -147,8 +147,10 @@ def make_bench(
 
 
 def _end(bench: Bench, *, tell: bool) -> None:
-    bench.heal()
-    bench.close()
+    try:
+        bench.heal()
+    finally:  # a server that cannot be healed is no reason to leave its workers
+        bench.close()
     for process in bench.processes if tell else ():
         print(f"--- {process.name} (pid {process.pid})\n{process.text()[-6000:]}")  # noqa: T201 - for the report
     if bench.shares:
