@@ -26,7 +26,7 @@ LOCK = $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generat
   --no-emit-index-url --no-emit-find-links --no-annotate --custom-compile-command "make lock"
 
 .DEFAULT_GOAL := help
-.PHONY: help demo crash test faults soak simulate lint format mutants bench audit sizes lock env wheel clean
+.PHONY: help demo crash test faults soak simulate nightly lint format mutants bench audit sizes lock env wheel clean
 
 help:  ## what can be made
 	@awk -F':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' Makefile
@@ -49,6 +49,9 @@ soak: $(VENV)/.dev-ready  ## the same with a new seed each time, again and again
 
 simulate: $(VENV)/.dev-ready  ## schedules from seeds, with faults; ARGS="--schedules 10000" for a night
 	@$(BIN)/python -m tests.simulation $(ARGS)
+
+nightly: $(VENV)/.dev-ready  ## 10,000 schedules; those that fail are shrunk and printed
+	@$(BIN)/python -m tests.simulation --schedules 10000 --keep-going $(ARGS)
 
 lint: $(VENV)/.dev-ready  ## format, lint, types and layers
 	@$(BIN)/ruff format --check .

@@ -219,7 +219,7 @@ class World:
         if name == "rescue.after_select" and self.luck.happens("dawdle", 0.8):
             for worker in self.workers:
                 worker.frozen_until = min(worker.frozen_until, self.now)
-            self.pause(self.luck.chance.choice((0.2, 1.0, 3.0)))
+            self.pause(self.luck.chance.choice((1.0, 4.0, 9.0)))
         self.stage.step(name)
 
     def _play(self, *, until: int | None) -> bool:
