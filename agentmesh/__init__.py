@@ -42,7 +42,7 @@ _HOMES = {
     "RuntimeContainer": "agentmesh.coordination.container",
     "Scheduler": "agentmesh.coordination.scheduler",
     "SequentialExecutor": "agentmesh.execution.executors",
-    "SessionBuilder": "agentmesh.behavior.session",
+    "SessionBuilder": "agentmesh.behavior.strategies",
     "SessionManager": "agentmesh.state.contexts",
     "TaskManager": "agentmesh.state.calls",
     "ToolContext": "agentmesh.execution.tools",
@@ -109,7 +109,7 @@ if TYPE_CHECKING:
     from agentmesh.behavior.llm import LLMReasoner
     from agentmesh.behavior.reasoners import ReasonerBase, RuleReasoner
     from agentmesh.behavior.router import BIRRouter
-    from agentmesh.behavior.session import SessionBuilder
+    from agentmesh.behavior.strategies import SessionBuilder
     from agentmesh.client import ACPClient
     from agentmesh.communication.client import Trace
     from agentmesh.communication.server import ACPServer

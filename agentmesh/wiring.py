@@ -16,6 +16,7 @@ from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NoReturn
+from uuid import UUID
 
 import structlog
 
@@ -23,7 +24,7 @@ import agentmesh
 from agentmesh.behavior.agents import AgentSpec, load_agents, load_policies
 from agentmesh.behavior.declared import Models
 from agentmesh.behavior.router import BIRRouter
-from agentmesh.behavior.session import SessionBuilder
+from agentmesh.behavior.strategies import SessionBuilder
 from agentmesh.communication.bootsteps import add_life, on_boot, run_worker
 from agentmesh.communication.broker import Broker, make_app
 from agentmesh.communication.client import DirectClient, Trace
@@ -74,6 +75,7 @@ from agentmesh.state.contexts import ContextBinder, SessionManager
 from agentmesh.state.events import TraceWriter
 from agentmesh.state.keys import KeyTable
 from agentmesh.state.leases import Worker
+from agentmesh.state.memory import MemoryEngine
 
 if TYPE_CHECKING:
     from agentmesh.console.gateway import ACPGateway
@@ -255,6 +257,12 @@ class Mesh:
 
     def trace(self, trace_id: Any) -> Trace:
         return Trace(trace_id, self.tenant, self.db, self.blobs)
+
+    def memory(self, context_id: str, trace_id: UUID | None = None) -> MemoryEngine:
+        """What a context remembers, and one trace in it."""
+        return MemoryEngine(
+            self.db, tenant_id=self.tenant, context_id=context_id, trace_id=trace_id, blobs=self.blobs
+        )  # fmt: skip
 
     @cached_property
     def contexts(self) -> ContextBinder:

@@ -23,6 +23,7 @@ from agentmesh.behavior.limits import Limits, check_key
 from agentmesh.behavior.llm import LLMReasoner
 from agentmesh.behavior.reasoners import FunctionReasoner, Reasoner, ReasonerBase, RuleReasoner, read_action
 from agentmesh.behavior.session import VARIABLES
+from agentmesh.behavior.strategies import SessionSpec
 from agentmesh.behavior.templates import compiled
 from agentmesh.errors import BadAgentFile, BadJson, BadPermission, BadPolicy, BadRule
 from agentmesh.infrastructure import jsontext, yamlfiles
@@ -47,13 +48,6 @@ KINDS = ("rules", "python", "llm", "policy")
 NO_MODELS = Models()
 Make = Callable[..., Reasoner]
 """Makes a reasoner of the parts a class of the user's is given: memory, tools, trace."""
-
-
-class SessionSpec(Record):
-    """What its reasoner is shown: a strategy by name, and that strategy's options."""
-
-    strategy: Name = "structured"
-    options: dict[str, Json] = Field(default_factory=dict)
 
 
 class ScheduleSpec(Record):

@@ -22,6 +22,7 @@ from agentmesh.behavior.declared import Desk, FileRef, LlmSpec, Models, Offered,
 from agentmesh.behavior.prompts import Prompt, read_prompt
 from agentmesh.behavior.reasoners import ReasonerBase, parse_action
 from agentmesh.behavior.session import Session
+from agentmesh.behavior.strategies import account
 from agentmesh.errors import (
     BadAction,
     BadAgentFile,
@@ -110,7 +111,8 @@ class LLMReasoner(ReasonerBase):
         prompt = self._by_node.get(session.node, self._prompt)
         offers = () if self._desk is None else tuple(self._desk.offers(session))
         system = "\n\n".join([prompt.system, DATA_IS_DATA, self._protocol(offers)])
-        data = prompt.data(session.variables(prompt.names))
+        variables = session.variables(prompt.names)
+        data = prompt.data(variables)
         if len(data.encode()) > MAX_PROMPT_BYTES:
             raise BadAction("the prompt is too large", value=f"{len(data.encode())} bytes",
                             expected=f"at most {MAX_PROMPT_BYTES}; a template that names less")  # fmt: skip
@@ -129,7 +131,8 @@ class LLMReasoner(ReasonerBase):
         messages = ({"role": "system", "content": system}, {"role": "user", "content": data})
         version = jsontext.digest([asked, system, prompt.version])[:12]
         candidates = (*(one.name for one in offers), ANSWER)
-        return Question(prompt, asked, messages, f"{asked['model']}@{version}", candidates)
+        shown = None if session.account is not None else account(variables)
+        return Question(prompt, asked, messages, f"{asked['model']}@{version}", candidates, shown=shown)
 
     def _protocol(self, offers: Sequence[Offered]) -> str:
         schema = json.dumps(self.spec.answer, ensure_ascii=False)
@@ -245,7 +248,8 @@ def open_endpoint(base_url: str, key: str | None) -> Endpoint:
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """What a model is asked. `why` is what was wrong with its first answer; None: it is the first time."""
+    """What a model is asked. `why` is what was wrong with its first answer; None: it is the first time. `shown`: the data
+    by name and key, with estimated tokens; None where the session's strategy says so itself."""
 
     prompt: Prompt
     asked: Mapping[str, Json]
@@ -253,6 +257,7 @@ class Question:
     version: str
     candidates: tuple[str, ...]
     why: str | None = None
+    shown: Mapping[str, Json] | None = None
 
     @property
     def model(self) -> str:
@@ -272,7 +277,7 @@ class Question:
         return {
             "prompt": self.messages[-1]["content"], "template": self.prompt.name, "template_version": self.prompt.version,
             "policy_version": self.version, "repair": self.why,
-        }  # fmt: skip
+        } | ({} if self.shown is None else {"shown": dict(self.shown)})  # fmt: skip
 
 
 class Spent:

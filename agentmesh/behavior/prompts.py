@@ -20,7 +20,7 @@ from agentmesh.records import Json
 PLACE = re.compile(r"\{\{(.*?)\}\}", re.DOTALL)
 CUT = re.compile(r"^---[ \t]*\n", re.MULTILINE)
 DATA = "intent: {{ intent }}\npayload: {{ payload }}\nmemory: {{ memory }}\nresults: {{ results }}\n"
-"""The data of a prompt that names none."""
+"""The data of a prompt that names none; and its turns, where its session shows some."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,15 +31,18 @@ class Prompt:
     version: str
     system: str
     parts: tuple[str | Expression, ...]
+    by_default: bool = False
 
     @property
     def names(self) -> frozenset[str]:
         """The variables its places read."""
-        return frozenset().union(*(one.names for one in self.parts if isinstance(one, Expression)))
+        named = (one.names for one in self.parts if isinstance(one, Expression))
+        return frozenset({"turns"} if self.by_default else ()).union(*named)
 
     def data(self, variables: Mapping[str, Json]) -> str:
         """The part with the data, filled in. Raises BadRule where a value cannot be worked out."""
-        return "".join(one if isinstance(one, str) else _line(one.evaluate(variables)) for one in self.parts)
+        said = "".join(one if isinstance(one, str) else _line(one.evaluate(variables)) for one in self.parts)
+        return said + (f"turns: {_line(variables['turns'])}\n" if self.by_default and variables.get("turns") else "")
 
 
 def read_prompt(text: str, name: str) -> Prompt:
@@ -54,7 +57,7 @@ def read_prompt(text: str, name: str) -> Prompt:
         source = f"{name}: place {(number + 1) // 2}"
         parts.append(compiled(part.strip(), source) if number % 2 else part)
     version = hashlib.sha256(text.encode()).hexdigest()[:12]
-    return Prompt(name, version, system.strip(), tuple(parts))
+    return Prompt(name, version, system.strip(), tuple(parts), by_default=not rest)
 
 
 def _line(value: Json) -> str:

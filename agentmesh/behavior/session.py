@@ -6,12 +6,10 @@ whoever runs it commits the notes with the step. Nothing here reads or writes an
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
-from agentmesh.errors import Mistake
 from agentmesh.records import Json, Policy
 
 DEFAULT_POLICY = Policy()
@@ -47,6 +45,25 @@ class Lazy(Mapping[str, Json]):
         return len(self._known())
 
 
+class LazyList(Sequence[Json]):
+    """A sequence that is read when it is first looked into."""
+
+    def __init__(self, read: Callable[[], Sequence[Json]]) -> None:
+        self._read = read
+        self._seen: Sequence[Json] | None = None
+
+    def _known(self) -> Sequence[Json]:
+        if self._seen is None:
+            self._seen = self._read()
+        return self._seen
+
+    def __getitem__(self, place: Any) -> Any:
+        return self._known()[place]
+
+    def __len__(self) -> int:
+        return len(self._known())
+
+
 @dataclass(frozen=True, slots=True)
 class Session:
     """One decision's view of its trace.
@@ -77,6 +94,8 @@ class Session:
     permissions: tuple[str, ...] = ()
     tools: tuple[str, ...] = ()
     policy: Policy = DEFAULT_POLICY
+    turns: Sequence[Json] = ()
+    account: Mapping[str, Json] | None = None
     notes: list[Note] = field(default_factory=list, compare=False)
 
     def note(self, event: str, body: Mapping[str, Json]) -> None:
@@ -107,12 +126,12 @@ class Session:
             "memory": dict(self.memory),
             "results": dict(self.results),
             "tools": list(self.tools),
-        }
+        } | ({"turns": list(self.turns)} if self.turns else {})
 
 
 VARIABLES = (
     "intent", "payload", "memory", "results", "steps", "vars", "result", "step", "iteration", "from_", "context_id",
-    "agent", "tenant", "node", "policy",
+    "agent", "tenant", "node", "policy", "turns",
 )  # fmt: skip
 """The names expressions know; each is a field of Session."""
 
@@ -123,46 +142,7 @@ def _plain(value: Any) -> Json:
             return value.model_dump(mode="json")
         case Mapping():
             return dict(value)
+        case tuple():
+            return list(value)
         case _:
             return value
-
-
-Build = Callable[..., Session]
-
-
-class SessionBuilder:
-    """Makes sessions by the strategy an agent names; "structured" passes values through."""
-
-    def __init__(self, strategies: Mapping[str, Build] | None = None) -> None:
-        self._strategies: dict[str, Build] = {"structured": structured, **(strategies or {})}
-
-    def strategies(self) -> tuple[str, ...]:
-        return tuple(sorted(self._strategies))
-
-    def register(self, name: str, build: Build) -> None:
-        """From now on `build(**values, **options)` makes the sessions of strategy `name`."""
-        self._strategies[name] = build
-
-    def build(self, strategy: str = "structured", options: Mapping[str, Json] | None = None, **values: Any) -> Session:
-        """A session of `values` (the fields of Session). Raises Mistake for an unknown strategy."""
-        made = self._strategies.get(strategy)
-        if made is None:
-            near = difflib.get_close_matches(strategy, self._strategies, n=1)
-            hint = f" · did you mean {near[0]}?" if near else ""
-            raise Mistake(
-                "no session strategy has this name",
-                value=strategy,
-                expected=f"one of {', '.join(self.strategies())}{hint}",
-            )
-        return made(**values, **(options or {}))
-
-
-def structured(*, memory_keys: tuple[str, ...] | list[str] | None = None, **values: Any) -> Session:
-    """All values as they are; `memory_keys` keeps only those entries of memory (None: all)."""
-    if odd := sorted(set(values) - set(Session.__dataclass_fields__)):
-        raise Mistake("the strategy 'structured' has no such option", value=odd[0], expected="memory_keys")
-    session = Session(**values)
-    if memory_keys is None:
-        return session
-    kept = {key: session.memory[key] for key in memory_keys if key in session.memory}
-    return replace(session, memory=kept)

@@ -105,10 +105,9 @@ def revert(
 
 def _engine(mesh: Mesh, context: str, trace: str | None) -> MemoryEngine:
     from agentmesh.observation import timeline
-    from agentmesh.state.memory import MemoryEngine
 
     found = timeline.resolve(mesh.db, mesh.tenant, trace) if trace else None
-    return MemoryEngine(mesh.db, tenant_id=mesh.tenant, context_id=context, trace_id=found, blobs=mesh.blobs)
+    return mesh.memory(context, found)
 
 
 def _named(key: str) -> tuple[str, MemoryType]:

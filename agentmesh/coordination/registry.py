@@ -7,6 +7,7 @@ from collections.abc import Collection, Iterable, Mapping
 
 from agentmesh.behavior.agents import AgentSpec
 from agentmesh.behavior.declared import Desk, Models
+from agentmesh.behavior.strategies import SessionBuilder
 from agentmesh.coordination.timetable import Timetable
 from agentmesh.errors import BadAgentFile, UnknownAgent
 from agentmesh.execution import chain
@@ -45,6 +46,7 @@ class AgentRegistry:
                                expected=f"one of {', '.join(sorted(EXECUTORS))}{hint}")  # fmt: skip
         reasoners = spec.make_reasoners(tool_registry=self._tools, desk=self._desk, models=self._models)
         reasoner = spec.make_reasoner(tool_registry=self._tools, desk=self._desk, models=self._models)
+        _check_session(spec, reasoners)
         plan = self._plan(spec, reasoners)
         hosted = HostedAgent(spec, plan, reasoner, reasoners)
         self._agents[spec.agent] = hosted
@@ -114,3 +116,11 @@ class AgentRegistry:
     def health(self, db: Database, tenant_id: str) -> list[Row]:
         """Every announced agent with the live workers that host it, by their beats."""
         return announced.agents(db, tenant_id)
+
+
+def _check_session(spec: AgentSpec, reasoners: Collection[str]) -> None:
+    SessionBuilder().check(spec.session, spec.agent)
+    summary = spec.session.summary
+    if summary is not None and summary.reasoner not in reasoners:
+        raise BadAgentFile(f"agent {spec.agent} has no reasoner that could sum its contexts up", value=summary.reasoner,
+                           expected=f"one of its reasoners: {', '.join(sorted(reasoners)) or 'it has none'}")  # fmt: skip

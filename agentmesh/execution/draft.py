@@ -261,11 +261,14 @@ class Draft:
             body = {key: _short(value) for key, value in note.body.items()}
             self.event(note.event, **redact(body))
 
-    def handled(self, outcome: Outcome, memory: list[MemoryWrite], result: StepResult) -> None:
-        """What the callback of the step decided, with what it writes."""
+    def remember(self, memory: list[MemoryWrite]) -> None:
         if memory:
             self.memory += memory
             self.event("MEMORY_WRITE", keys=[f"{one.type}:{one.key}" for one in memory])
+
+    def handled(self, outcome: Outcome, memory: list[MemoryWrite], result: StepResult) -> None:
+        """What the callback of the step decided, with what it writes."""
+        self.remember(memory)
         if self.at.terms is not None and result.ok and not self.at.settled:
             self.event("EXEC_DELEGATE", decided=result.value.get("winner", result.value["answer"]))
         self.event("CALLBACK_RESULT", ok=result.ok, callbacks=list(outcome.effects))

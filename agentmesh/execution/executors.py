@@ -20,6 +20,7 @@ import structlog
 
 from agentmesh.behavior.reasoners import parse_action
 from agentmesh.behavior.session import Session
+from agentmesh.behavior.strategies import SUMMARY
 from agentmesh.errors import Mistake, NothingOpen, UnknownPlan
 from agentmesh.execution import inline
 from agentmesh.execution.advance import (
@@ -39,6 +40,7 @@ from agentmesh.execution.callbacks import StepResult, effects_of
 from agentmesh.execution.draft import MAX_TEXT, Draft, Position
 from agentmesh.execution.failures import AWAY, failure_of, refused, theirs
 from agentmesh.execution.moving import Mover
+from agentmesh.execution.summaries import SHARE, shared, sum_up
 from agentmesh.execution.views import HostedAgent, Parts, Views, answered
 from agentmesh.infrastructure.faults import point
 from agentmesh.records import Action, Failure, Json, Policy, Ring, Strategy, check_name, new_id
@@ -200,7 +202,7 @@ class Executor:
             return self._broke(at, Draft(at), at.last_failure(), spent=True)
         draft = Draft(at)
         try:
-            view = self._views.session(at)
+            view = self._shown(at, draft)
             point("reason.before")
             action = parse_action(theirs(lambda: self._asked(at, view)), default_strategy=self.strategy)
             point("reason.after_answer")
@@ -209,7 +211,7 @@ class Executor:
             if isinstance(decision, Fail):
                 return self._broke(at, Draft(at), decision.failure)
             opened = self._mover.resolved(at, decision) if isinstance(decision, CallTools) else None
-            draft.event("REASONER_ACTION", **self._views.chosen(at, action))
+            draft.event("REASONER_ACTION", **self._views.chosen(at, action, view))
             draft.step(**self._views.kept(at, action))
         except AWAY:
             raise
@@ -219,6 +221,18 @@ class Executor:
             draft.ends(at.attempt_id, "won")
             return self._mover.call(at, draft, decision, *opened)
         return self._answered(at.answering(action, view), draft, action)
+
+    def _shown(self, at: Position, draft: Draft) -> Session:
+        """What the reasoner is shown; where the context was summed up for it, the summary is in the draft."""
+        values = self._views.values(at)
+        summed = sum_up(self.agent, values)
+        if summed is None:
+            return self._views.session(at, values)
+        draft.notes(summed.notes, self.parts.redact)
+        if summed.entry is not None:
+            draft.remember([summed.write(self._views.aside(at, summed.entry, "a summary"), at.step_id)])
+            values["memory"] = {**values["memory"], SUMMARY: summed.entry}
+        return self._views.session(at, values | {"policy": shared(at.policy, 1 - SHARE)})
 
     def _asked(self, at: Position, view: Session) -> object:
         reasoner = self.agent.decides(self._mover.node(at))

@@ -14,7 +14,8 @@ from typing import Any
 
 from agentmesh.behavior.agents import AgentSpec
 from agentmesh.behavior.reasoners import Reasoner
-from agentmesh.behavior.session import Lazy, Session, SessionBuilder, structured
+from agentmesh.behavior.session import Lazy, LazyList, Session
+from agentmesh.behavior.strategies import SessionBuilder, structured
 from agentmesh.behavior.templates import EACH
 from agentmesh.execution.callbacks import CallbackHandler, StepResult
 from agentmesh.execution.draft import Position
@@ -77,21 +78,24 @@ class Views:
         self._agent, self._parts = agent, parts
         self._templates = Templates({agent.spec.agent: agent.spec.memory.announced()})
 
-    def session(self, at: Position) -> Session:
-        """What user code is shown; memory and results are read when they are first looked at."""
-        chosen = self._agent.spec.session
-        return self._parts.builder.build(chosen.strategy, chosen.options, **self._values(at))
+    def session(self, at: Position, values: dict[str, Any] | None = None) -> Session:
+        """What user code is shown; memory, results and turns are read when they are first looked at."""
+        return self._parts.builder.view(self._agent.spec.session, **(values or self.values(at)))
 
     def variables(self, at: Position, names: Iterable[str], result: Json) -> dict[str, Json]:
         """What the expressions of a plan may name, of that what they do name."""
         own: dict[str, Json] = {"vars": at.held.state.get("vars") or {}, "result": result}
         wanted = set(names) - own.keys() - set(EACH)
-        found = structured(**self._values(at)).variables(wanted) if wanted else {}
+        values = self.values(at)
+        found = structured(**values).variables(wanted) if wanted else {}
+        if "turns" in found:
+            found["turns"] = list(values["turns"])
         if "steps" in found:
             found["steps"] |= {at.node: result}  # its row will say so with this decision
         return found | own
 
-    def _values(self, at: Position) -> dict[str, Any]:
+    def values(self, at: Position) -> dict[str, Any]:
+        """The fields of its session, before any strategy."""
         held, parts = at.held, self._parts
         expand = parts.blobs.expand
 
@@ -107,11 +111,14 @@ class Views:
             found = parts.sessions.steps(held.tenant_id, held.id)
             return {key: expand(held.tenant_id, value) for key, value in found.items()}
 
+        def talked() -> list[Json]:
+            return parts.sessions.turns(held.tenant_id, held.context_id, held.id)
+
         return {
             "trace_id": str(held.id), "context_id": held.context_id, "tenant": held.tenant_id, "agent": held.agent,
             "intent": held.intent, "from_": held.from_id, "payload": expand(held.tenant_id, held.payload),
             "memory": Lazy(lambda: ours(remembered)), "results": Lazy(lambda: ours(known)),
-            "steps": Lazy(lambda: ours(visited)),
+            "steps": Lazy(lambda: ours(visited)), "turns": LazyList(lambda: ours(talked)),
             "vars": held.state.get("vars") or {}, "step": held.steps, "iteration": at.iteration - 1, "node": at.node,
             "locale": held.locale, "permissions": held.permissions, "tools": self._agent.spec.tools, "policy": at.policy,
         }  # fmt: skip
@@ -147,14 +154,14 @@ class Views:
         answer = self.aside(at, {"answer": action.answer}, "an answer")
         return {"action": self.aside(at, said, "an action"), "output": answer}
 
-    def chosen(self, at: Position, action: Action) -> dict[str, Json]:
-        """The body of REASONER_ACTION."""
+    def chosen(self, at: Position, action: Action, view: Session) -> dict[str, Json]:
+        """The body of REASONER_ACTION; `session`: by key what its reasoner was shown and what not, where not all of it."""
         said = action.model_dump(mode="json", exclude_none=True, exclude={"candidates", "propensity", "policy_version"})
         redacted: Json = self._parts.redact(said)
         return {
             "action": self.aside(at, redacted, "an action"), "candidates": list(action.candidates),
             "propensity": action.propensity, "policy_version": action.policy_version,
-        }  # fmt: skip
+        } | ({} if view.account is None else {"session": dict(view.account)})  # fmt: skip
 
     def resolved(self, at: Position, plan: Dispatch) -> Dispatch:
         """The dispatch with the big arguments of its calls put aside."""

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
-from agentmesh.behavior.agents import AgentSpec, SessionSpec
-from agentmesh.behavior.session import Session, SessionBuilder
+from agentmesh.behavior.agents import AgentSpec
+from agentmesh.behavior.session import LazyList, Session
+from agentmesh.behavior.strategies import SessionBuilder, SessionSpec
 from agentmesh.errors import NoDecision
 from agentmesh.infrastructure.database import Database, Row
 from agentmesh.records import Action, Policy
@@ -27,12 +28,12 @@ SELECT s.id AS step_id, s.ordinal, s.node, s.iteration, s.action, coalesce(s.sta
  ORDER BY s.ordinal DESC LIMIT 1
 """
 
-# Of its own trace what earlier steps wrote; of others what stood there when it was asked.
+# Of its own trace what earlier steps wrote (a summary: its own step, too); of others what stood there when it was asked.
 MEMORY = """
 SELECT DISTINCT ON (m.type, m.key) m.type, m.key, m.value, m.deleted FROM mesh.memory m
   LEFT JOIN mesh.steps s ON s.id = m.step_id AND s.trace_id = %(trace)s AND s.tenant_id = m.tenant_id
  WHERE m.tenant_id = %(tenant)s AND m.context_id = %(context)s AND (m.type = 'long_term' OR m.scope = %(trace)s::text)
-   AND CASE WHEN s.id IS NULL THEN m.at <= %(asked_at)s ELSE s.ordinal < %(ordinal)s END
+   AND CASE WHEN s.id IS NULL THEN m.at <= %(asked_at)s ELSE s.ordinal < %(ordinal)s + (m.origin = 'summary')::int END
  ORDER BY m.type, m.key, m.version DESC
 """
 
@@ -81,14 +82,15 @@ def point(
     results = facts.results(tenant, trace_id, before=row["ordinal"])
     steps = facts.steps(tenant, trace_id, before=row["ordinal"])
     view = SessionSpec() if spec is None else spec.session
-    session = SessionBuilder().build(
-        view.strategy, view.options, trace_id=str(trace_id), context_id=row["context_id"], tenant=tenant, agent=row["agent"],
+    turns = LazyList(lambda: facts.turns(tenant, row["context_id"], trace_id, before=row["asked_at"]))
+    session = SessionBuilder().view(
+        view, trace_id=str(trace_id), context_id=row["context_id"], tenant=tenant, agent=row["agent"],
         intent=row["intent"], from_=row["from_id"], payload=expand(tenant, row["payload"]), memory=memory,
         results={key: expand(tenant, one) for key, one in results.items()},
         steps={key: expand(tenant, one) for key, one in steps.items()},
         vars=(row["state"] or {}).get("vars") or {}, step=row["ordinal"], iteration=row["iteration"] - 1, node=row["node"],
         locale=row["locale"], permissions=tuple(row["permissions"] or ()), tools=() if spec is None else spec.tools,
-        policy=Policy.model_validate_json(json.dumps(row["policy"])),
+        policy=Policy.model_validate_json(json.dumps(row["policy"])), turns=turns,
     )  # fmt: skip
     action = Action.model_validate_json(json.dumps(expand(tenant, row["action"])))
     return Point(row["step_id"], row["ordinal"], session, action)

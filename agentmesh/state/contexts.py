@@ -5,6 +5,7 @@ A context is a session that many traces share; its row comes with the first clai
 
 from __future__ import annotations
 
+from datetime import datetime
 from uuid import UUID
 
 from agentmesh.errors import UnknownTrace
@@ -38,6 +39,15 @@ WITH RECURSIVE n AS (SELECT {_NEXT.format("")} AS node
   UNION ALL SELECT * FROM mesh.steps WHERE trace_id = %(trace)s AND ordinal = 1 AND {_BEFORE})
 SELECT DISTINCT ON (node) node, kind, action->>'strategy' AS strategy, action ? 'for_each' AS each, output FROM v
  WHERE {_VISIT} ORDER BY node, ordinal DESC LIMIT %(limit)s
+"""
+
+
+# Turns are what was asked from outside, not what traces asked of one another. `ended` sorts as text.
+TURNS = """
+SELECT id AS trace, from_id AS "from", intent, payload, result, error->>'code' AS error,
+  to_char(ended_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z" ') || id AS ended FROM mesh.traces
+ WHERE tenant_id = %(tenant)s AND context_id = %(context)s AND depth = 0 AND status IN ('done', 'failed') AND id <> %(trace)s
+   AND ended_at <= coalesce(%(before)s, ended_at) ORDER BY ended_at DESC, id DESC LIMIT %(limit)s
 """
 
 
@@ -101,6 +111,21 @@ class SessionManager:
         for row in self._db.once(OUTPUTS, at):
             output = self._blobs.expand(tenant_id, row["output"]) or {}
             found |= output.get("results") or {}
+        return found
+
+    def turns(
+        self, tenant_id: str, context_id: str, trace_id: UUID, *, before: datetime | None = None, limit: int = 100
+    ) -> list[Json]:
+        """The newest traces of the context that ended, but this one, in the order of their ends: `trace`, `ended`, `from`,
+        `intent`, `payload`, and `answer`, or `error` (its code) of one that failed."""
+        at = {"tenant": tenant_id, "context": context_id, "trace": trace_id, "before": before, "limit": limit}
+        found: list[Json] = []
+        for row in reversed(self._db.once(TURNS, at)):
+            said = {"answer": row.pop("result")} if row["error"] is None else {"error": row["error"]}
+            turn = {key: row[key] for key in ("ended", "from", "intent", "payload")} | said
+            found.append(
+                {"trace": str(row["trace"])} | {key: self._blobs.expand(tenant_id, one) for key, one in turn.items()}
+            )
         return found
 
     def steps(self, tenant_id: str, trace_id: UUID, *, before: int | None = None) -> dict[str, Json]:

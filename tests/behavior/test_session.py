@@ -6,7 +6,8 @@ from dataclasses import FrozenInstanceError
 
 import pytest
 
-from agentmesh.behavior.session import VARIABLES, Note, Session, SessionBuilder
+from agentmesh.behavior.session import VARIABLES, Note, Session
+from agentmesh.behavior.strategies import SessionBuilder
 from agentmesh.errors import Mistake
 
 VALUES = {
