@@ -12,6 +12,7 @@ from agentmesh.cli.session import Json, opened
 
 if TYPE_CHECKING:
     from agentmesh.infrastructure.database import Database
+    from agentmesh.wiring import Mesh
 
 app = typer.Typer(name="trace", help="What was asked, and how it went.", no_args_is_help=True)
 
@@ -51,6 +52,7 @@ def show(
     follow: Annotated[bool, typer.Option("--follow", help="Until it ends; with --json one line an event.")] = False,
     events: Annotated[bool, typer.Option("--events", help="Its events instead of the tree.")] = False,
     policy: Annotated[bool, typer.Option("--policy", help="Its policy, and where each part comes from.")] = False,
+    session: Annotated[bool, typer.Option("--session", help="What its reasoner saw at each decision.")] = False,
     as_json: Json = False,
 ) -> None:
     """One trace as a tree: steps, calls, attempts, errors, and what it delegated."""
@@ -60,7 +62,9 @@ def show(
     with opened(ctx) as mesh:
         db, tenant = mesh.db, mesh.tenant
         found = timeline.resolve(db, tenant, trace_id)
-        if policy:
+        if session:
+            _sessions(mesh, found, as_json=as_json)
+        elif policy:
             _policy(db, tenant, found, as_json=as_json)
         elif follow and (as_json or events):
             _follow_events(mesh.db, tenant, found, as_json=as_json)
@@ -90,6 +94,33 @@ def dump(
 
     with opened(ctx) as mesh:
         document("dump", **mesh.dumps.dump(timeline.resolve(mesh.db, mesh.tenant, trace_id)))
+
+
+def _sessions(mesh: Mesh, found: UUID, *, as_json: bool) -> None:
+    from agentmesh.infrastructure.logging import redact
+    from agentmesh.observation import decisions
+
+    seen = redact(decisions.shown(mesh.db, mesh.tenant, found, blobs=mesh.blobs))
+    if as_json:
+        document("sessions", id=found, decisions=seen)
+        return
+    for one in seen:
+        account = one["account"] or {"strategy": "structured", "used": None}
+        used = (
+            "" if account["used"] is None else f", {account['used']} of {account['budget'] or 'any number of'} tokens"
+        )
+        print(f"step {one['step']}  {safe(one['node'])}  {safe(account['strategy'])}{used}")
+        for name, value in one["values"].items():
+            _line(name, value)
+        for part, keys in account.get("left_out", {}).items():
+            _line(f"no {part}", ", ".join(keys))
+        for prompt in one["prompts"]:
+            _line("prompt", prompt.get("prompt") or prompt)
+        _line("chose", one["action"])
+
+
+def _line(name: str, value: object) -> None:
+    print(f"  {name:<12}  {safe(value if isinstance(value, str) else as_line(value))}")
 
 
 def _policy(db: Database, tenant: str, found: UUID, *, as_json: bool) -> None:

@@ -6,13 +6,15 @@ A point is rebuilt from rows, so that another reasoner can be asked the same; `v
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 from uuid import UUID
 
 from agentmesh.behavior.agents import AgentSpec
 from agentmesh.behavior.session import LazyList, Session
-from agentmesh.behavior.strategies import SessionBuilder, SessionSpec
+from agentmesh.behavior.strategies import SessionBuilder
 from agentmesh.errors import NoDecision
 from agentmesh.infrastructure.database import Database, Row
 from agentmesh.records import Action, Policy
@@ -35,6 +37,11 @@ SELECT DISTINCT ON (m.type, m.key) m.type, m.key, m.value, m.deleted FROM mesh.m
  WHERE m.tenant_id = %(tenant)s AND m.context_id = %(context)s AND (m.type = 'long_term' OR m.scope = %(trace)s::text)
    AND CASE WHEN s.id IS NULL THEN m.at <= %(asked_at)s ELSE s.ordinal < %(ordinal)s + (m.origin = 'summary')::int END
  ORDER BY m.type, m.key, m.version DESC
+"""
+
+SAID = """
+SELECT s.ordinal, s.node, e.name, e.body FROM mesh.events e JOIN mesh.steps s ON s.id = e.step_id AND s.tenant_id = e.tenant_id
+ WHERE e.trace_id = %(trace)s AND e.tenant_id = %(tenant)s AND e.name IN ('REASONER_PROMPT', 'REASONER_ACTION') ORDER BY e.seq
 """
 
 REWARDED = """
@@ -64,7 +71,8 @@ def point(
     db: Database, tenant: str, trace_id: UUID, *, step: int | None, blobs: BlobStore,
     spec: AgentSpec | None = None,
 ) -> Point:  # fmt: skip
-    """The decision that led to step number `step` (None: the last one), as an agent of this `spec` would be shown it.
+    """The decision that led to step number `step` (None: the last one), as an agent of this `spec` would be shown it
+    (None: with everything there was, turns too).
 
     Raises NoDecision.
     """
@@ -81,10 +89,10 @@ def point(
     facts = SessionManager(db, blobs)
     results = facts.results(tenant, trace_id, before=row["ordinal"])
     steps = facts.steps(tenant, trace_id, before=row["ordinal"])
-    view = SessionSpec() if spec is None else spec.session
+    build = Session if spec is None else partial(SessionBuilder().view, spec.session)
     turns = LazyList(lambda: facts.turns(tenant, row["context_id"], trace_id, before=row["asked_at"]))
-    session = SessionBuilder().view(
-        view, trace_id=str(trace_id), context_id=row["context_id"], tenant=tenant, agent=row["agent"],
+    session = build(
+        trace_id=str(trace_id), context_id=row["context_id"], tenant=tenant, agent=row["agent"],
         intent=row["intent"], from_=row["from_id"], payload=expand(tenant, row["payload"]), memory=memory,
         results={key: expand(tenant, one) for key, one in results.items()},
         steps={key: expand(tenant, one) for key, one in steps.items()},
@@ -94,6 +102,40 @@ def point(
     )  # fmt: skip
     action = Action.model_validate_json(json.dumps(expand(tenant, row["action"])))
     return Point(row["step_id"], row["ordinal"], session, action)
+
+
+def shown(db: Database, tenant: str, trace_id: UUID, *, blobs: BlobStore) -> list[dict[str, Any]]:
+    """What the reasoner saw at each decision of the trace, in order: `values` by name, as far as they were shown, the
+    `account` of what was and was not (None: all was), the `prompts` a model was asked, and the `action` it chose.
+
+    Raises NoDecision.
+    """
+    found: dict[int, dict[str, Any]] = {}
+    for row in db.read(SAID, {"trace": trace_id, "tenant": tenant}):
+        one = found.setdefault(row["ordinal"], {"step": row["ordinal"], "node": row["node"], "prompts": []})
+        if row["name"] == "REASONER_PROMPT":
+            one["prompts"].append(row["body"])
+        else:
+            one |= {"action": row["body"].get("action"), "account": row["body"].get("session")}
+    decided = [one for one in found.values() if "action" in one]
+    if not decided:
+        raise NoDecision("nothing was decided in this trace", value=str(trace_id))
+    for one in decided:
+        at = point(db, tenant, trace_id, step=one["step"], blobs=blobs, spec=None).session
+        one["values"] = _values(at, one["account"])
+    return decided
+
+
+def _values(session: Session, account: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Of a session with everything what the account says was shown."""
+    values: dict[str, Any] = {name: dict(getattr(session, name)) for name in ("payload", "memory", "results")}
+    if account is None:
+        return values
+    kept = account["shown"]
+    for name in ("memory", "results"):
+        if "…" not in kept.get(name, {}):
+            values[name] = {key: one for key, one in values[name].items() if key in kept.get(name, {})}
+    return values | {"turns": [one for one in session.turns if one["trace"] in kept.get("turns", {})]}
 
 
 def rewarded(db: Database, tenant: str, agent: str, *, limit: int = 1000) -> list[Row]:

@@ -194,3 +194,27 @@ def test_a_dump_says_why_an_ended_and_a_paused_trace_stand(mesh_cli: Cli, lab: A
     assert body["next"][0]["why"] == "the trace is queued: it has not begun"
     assert body["held_up_by"][0].startswith("it is paused since ")
     assert mesh_cli("trace", "dump", "0123456789").err.startswith("E_TRACE_UNKNOWN")
+
+
+def test_a_session_shows_what_the_reasoner_saw_at_each_decision(mesh_cli: Cli, make_mesh: Any) -> None:
+    session = {"strategy": "dialogue", "options": {"most": 1, "memory_keys": ["long_term:tier"]}}
+    mesh, bells = make_mesh(define_agent("talker", reasoner=lambda session: {"answer": "ok"}, session=session))
+    for key in ("tier", "other"):
+        mesh.memory("c-1").store(key, "gold")
+    for n in range(3):
+        mesh.router.dispatch("say", "ann", "talker", "c-1", {"n": n})
+        bells.drain(mesh)
+    mesh.memory("c-1").store("tier", "lead")  # later than what it saw
+    [seen] = mesh_cli("trace", "show", "@last", "--session", "--json").json["decisions"]
+    assert seen["values"]["payload"] == {"n": 2}
+    assert seen["values"]["memory"] == {"long_term:tier": "gold"}
+    assert [one["payload"] for one in seen["values"]["turns"]] == [{"n": 1}]
+    assert seen["action"]["answer"] == "ok"
+    told = mesh_cli("trace", "show", "@last", "--session").out
+    assert 'memory        {"long_term:tier": "gold"}' in told
+    assert told.startswith("step 1  reason  dialogue, ")
+
+
+def test_a_trace_that_decided_nothing_has_no_session_to_show(mesh_cli: Cli, lab: Any) -> None:
+    lab.start({"answer": 1})
+    assert mesh_cli("trace", "show", "@last", "--session", "--json").problem["code"] == "E_DECISION_UNKNOWN"
