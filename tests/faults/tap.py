@@ -128,7 +128,7 @@ class Statements:
             left = self._streams.setdefault(stream, bytearray())
             left += data
             while (size := self._size(stream, left)) is not None and len(left) >= size:
-                self.count += stream in self._begun and left[:1] in {b"Q", b"E"}
+                self.count += stream in self._begun and left[0] in b"QE"
                 if stream not in self._begun and left[4:8] == b"\x00\x03\x00\x00":
                     self._begun.add(stream)
                 del left[:size]

@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 import signal
+import threading
 from typing import Any
 
 import pytest
+import redis
 
+from agentmesh import testing
 from agentmesh.testing import until
+from tests.faults import figures, tap
 from tests.faults.bench import Bench
 
 BACKLOG = 2000
+PACE = {
+    "AGENTMESH_LEASE_LEASE": "10s", "AGENTMESH_LEASE_BEAT": "1s", "AGENTMESH_LEASE_RESCUE": "1s",
+    "AGENTMESH_LEASE_RING_AGAIN": "2s", "AGENTMESH_LEASE_RING_AGAIN_CAP": "10s",
+}  # fmt: skip
+CONNECTIONS = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()"
 OPEN = "SELECT count(*) FROM mesh.traces WHERE status NOT IN ('done', 'failed', 'cancelled')"
 
 
@@ -35,6 +44,7 @@ def crowded(bench: Bench) -> bool:
 
 
 @pytest.mark.faults
+@pytest.mark.timeout(400)
 @pytest.mark.parametrize("kind", ["embedded", "redis", "amqp"])
 def test_f22_a_backlog_made_while_nobody_worked_is_worked_off_through_restarts(make_bench: Any, kind: str) -> None:
     bench = make_bench(kind)
@@ -59,6 +69,7 @@ def test_f22_a_backlog_made_while_nobody_worked_is_worked_off_through_restarts(m
 
 
 @pytest.mark.faults
+@pytest.mark.timeout(400)
 @pytest.mark.parametrize("kind", ["embedded", "amqp"])
 def test_f23_two_thousand_timers_due_at_once_and_clients_together_block_nobody(make_bench: Any, kind: str) -> None:
     bench = make_bench(kind)
@@ -68,6 +79,60 @@ def test_f23_two_thousand_timers_due_at_once_and_clients_together_block_nobody(m
     until(lambda: crowded(bench) or bench.value(OPEN) == 0, within=180, what="the end of the herd")
     assert bench.value(OPEN) == 0
     assert most_rings(bench) <= 3
-    connections = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()"
-    assert int(bench.value(connections)) <= 3 * (5 + 5 + 4)  # pools, hearts, rescuers and brokers of three processes
+    assert int(bench.value(CONNECTIONS)) <= 3 * (5 + 5 + 4)  # pools, hearts, rescuers and brokers of three processes
     bench.settle()
+
+
+FLOOD = 50_000
+LOOK_S = 20
+
+
+@pytest.mark.faults
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("lose", [False, True], ids=["kept", "lost"])
+def test_f22_fifty_thousand_that_nobody_works_cost_little_and_begin_gently(make_bench: Any, lose: bool) -> None:
+    """Only a tool worker is there, whose rescuer sees them wait, at the pace of production; then their agents come back."""
+    bench: Bench = make_bench("redis", links=("postgres",))
+    bench.env |= PACE
+    asked = bench.links["postgres"].tap = tap.Statements()  # before anybody connects: it follows whole sessions
+    announced = bench.worker("agents")
+    announced.signal(signal.SIGTERM)
+    assert announced.wait(30) == 0
+    bench.worker("tools")
+    for at in range(0, FLOOD, 5000):
+        flood(bench, min(5000, FLOOD - at))
+    queue = f"agent.{bench.agent('child')}"
+    bench.mesh.close()  # what is counted from here on is the workers'
+    if lose:
+        with redis.Redis.from_url(bench.broker_url or "") as client:
+            bench.messages_lost += sum(
+                client.llen(key) for key in client.scan_iter(f"*{queue}*") if client.type(key) == b"list"
+            )
+            for key in client.scan_iter(f"*{queue}*"):
+                client.delete(key)
+    asked.count = 0
+    threading.Event().wait(LOOK_S)
+    per_s = asked.count / LOOK_S
+    rings = bench.value("SELECT avg(rings)::float8 FROM mesh.traces")
+    bench.workers(("agents", "threads"), ("agents", "threads"))
+    asked.count, done = 0, FLOOD - bench.value(OPEN)
+    connections = most = 0
+    for _ in range(LOOK_S):
+        threading.Event().wait(1)
+        connections = max(connections, bench.value(CONNECTIONS))
+        most = max(most, bench.mesh.broker.depths([queue])[queue])
+    begun = FLOOD - bench.value(OPEN) - done
+    figures.say(
+        f"50,000 waiting, messages {'lost' if lose else 'kept'}: rescuer {per_s:.0f} statements/s, {rings:.2f} rings a row;"
+        f" then two workers: {begun / LOOK_S:.0f} traces/s, {asked.count / max(begun, 1):.1f} statements a trace,"
+        f" {connections} connections, at most {most} messages"
+    )
+    assert per_s <= 100
+    assert most_rings(bench) <= 3
+    assert rings <= (0.5 if lose else 0.1)
+    assert begun > 0
+    assert most <= 2 * FLOOD
+    assert connections <= 3 * (5 + 5 + 4) + 4
+    assert testing.broken(bench.database_url).keys() <= {"I2"}  # which is for when all is quiet
+    bench.note()
+    bench.settled = True  # the rest would take its time, and show nothing more
