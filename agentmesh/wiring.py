@@ -408,7 +408,7 @@ class Mesh:
             depths=(limits.delegation_depth, limits.chain_depth), max_steps=limits.steps, plan=self._pinned,
             moment=lambda asked: following(asked["cron"], asked["timezone"], traces.now(self.db)),
             pool=ThreadPoolExecutor(self.settings.worker.agents_concurrency, thread_name_prefix="inline"),
-            redact=redact,
+            redact=redact, overrun=self.notes.overrun,
         )  # fmt: skip
 
     def _pinned(self, tenant_id: str, plan_hash: str) -> BehaviorPlan:

@@ -12,9 +12,12 @@ import mmap
 import os
 import threading
 from collections.abc import Iterator
+from concurrent.futures import Future
+from typing import Any
 from uuid import UUID
 
 from agentmesh.errors import BadSettings
+from agentmesh.records import new_id
 from agentmesh.state.traces import Holder
 
 SLOT = 24  # a claim and the pid of its child
@@ -73,6 +76,18 @@ class Notes:
             else:
                 with self._lock:
                     self._claims.pop(claim_id, None)
+
+    def overrun(self, future: Future[Any]) -> None:
+        """A thread runs this although nobody waits for it any more: it is noted until it ends, so that it counts as stuck."""
+        claim_id = new_id()
+        with self._lock:
+            self._claims[claim_id] = ("inline", claim_id)
+
+        def forget(_: Future[Any]) -> None:
+            with self._lock:
+                self._claims.pop(claim_id, None)
+
+        future.add_done_callback(forget)
 
     def claims(self) -> dict[UUID, int | None]:
         """Every claim noted now, and the pid of the child that noted it; None: a thread of this process did."""

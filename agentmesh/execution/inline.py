@@ -40,7 +40,7 @@ def run_round(running: Sequence[LiveCall], at: Position, parts: Parts) -> dict[U
             futures[one.call["id"]] = _submitted(one, at, parts)
         began = parts.monotonic()
         return {
-            one.call["id"]: _awaited(futures[one.call["id"]], began + one.call["timeout_s"] - parts.monotonic())
+            one.call["id"]: _awaited(futures[one.call["id"]], began + one.call["timeout_s"] - parts.monotonic(), parts)
             for one in running
         }
     finally:
@@ -55,11 +55,12 @@ def _submitted(live: LiveCall, at: Position, parts: Parts) -> Future[Outcome]:
         raise Leaving(str(exc)) from exc
 
 
-def _awaited(future: Future[Outcome], timeout_s: float) -> Outcome:
+def _awaited(future: Future[Outcome], timeout_s: float, parts: Parts) -> Outcome:
     try:
         return future.result(timeout=max(0.0, timeout_s))
     except RoundTimeout:
-        future.cancel()  # it may still wait for a thread, and would start after its time-out was recorded
+        if not future.cancel():  # what still waits for a thread would start after its time-out was recorded
+            parts.overrun(future)
         return Lost(TIMEOUT)
     except CancelledError as exc:  # not by us: the pool was shut down
         raise Leaving("the pool was shut down before this call had started") from exc

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -69,6 +69,7 @@ class Parts:
     pool: ThreadPoolExecutor
     redact: Callable[[Json], Json] = field(default=lambda value: value)
     monotonic: Callable[[], float] = time.monotonic
+    overrun: Callable[[Future[Any]], None] = field(default=lambda _: None)
 
 
 class Views:

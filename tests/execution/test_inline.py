@@ -75,6 +75,7 @@ def test_a_call_that_timed_out_before_it_started_never_starts(crowded):
     trace = both(lab)
     lab.drain()
     assert lab.outcomes(trace) == ["timeout", "timeout"]
+    assert len(lab.mesh.notes.claims()) == 1  # the thread that runs on; it counts as stuck after its grace
     released.set()
     lab.mesh.parts.pool.submit(int).result(timeout=20)
     assert ran == ["holds"]
