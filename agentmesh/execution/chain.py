@@ -107,7 +107,7 @@ class _Reader(Steps):
 
     def _types(self, plan: BehaviorPlan) -> None:
         """Nothing names, compares or hands over what can never be there."""
-        found = ChainTypes(plan, self.known.signature).mistakes(self._written, self._used)
+        found = ChainTypes(plan, self.known.signature).mistakes(self._written, self._used, self._held)
         for path, what, value, expected in sorted(found, key=lambda one: self.text.place(*one[0])):
             self.wrong(path, what, value, expected)
 

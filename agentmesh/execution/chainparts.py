@@ -12,7 +12,7 @@ from pydantic import TypeAdapter, ValidationError
 from agentmesh.behavior.templates import EACH, compiled
 from agentmesh.errors import BadRule
 from agentmesh.execution import plan as plans
-from agentmesh.execution.chaintypes import Used, Written
+from agentmesh.execution.chaintypes import Held, Used, Written
 from agentmesh.execution.plan import BehaviorPlan
 from agentmesh.execution.schemas import Signature
 from agentmesh.infrastructure import jsontext
@@ -100,6 +100,7 @@ class Parts:
         self._needed: list[tuple[Path, str]] = []
         self._written: list[Written] = []
         self._used: list[Used] = []
+        self._held: list[Held] = []
         self._here = ""  # the step that is being read
 
     # --- parts of steps

@@ -13,7 +13,7 @@ from agentmesh.behavior.reasoners import parse_action
 from agentmesh.errors import BadAction
 from agentmesh.execution import plan as plans
 from agentmesh.execution.chainparts import STEPS, Parts, Path, Step, given
-from agentmesh.execution.chaintypes import Used
+from agentmesh.execution.chaintypes import Held, Used
 from agentmesh.execution.plan import BehaviorPlan, Place
 from agentmesh.infrastructure.yamltext import YamlText
 from agentmesh.records import Json, ToolUse
@@ -260,7 +260,8 @@ class Steps(Parts, ABC):
         name = raw["chain"]
         if self._name(path, name, "a chain", self.known.chains) or not self._adopt(path, name):
             return None
-        self._template(path, raw.get("payload"))
+        self._template((*step.path, "payload"), raw.get("payload"))
+        self._held.append(Held((*step.path, "payload"), step.id, name, raw.get("payload")))
         errand = plans.Errand(label=name, chain=name, payload=raw.get("payload"))
         return plans.Delegate(**fields, kind="delegate", errands=(errand,))
 

@@ -64,6 +64,16 @@ class Used:
     each: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class Held:
+    """A chain that a step holds, and the payload that is written for it."""
+
+    path: Path
+    step: str
+    chain: str
+    payload: Json
+
+
 class ChainTypes:
     """The types of one plan; `signature` tells the schemas of a tool, None of one that is not known."""
 
@@ -78,12 +88,14 @@ class ChainTypes:
         }  # fmt: skip
         self._shared["vars"] = object_of(self._assigned())  # what they are made of may be other variables, of any type
 
-    def mistakes(self, written: list[Written], used: list[Used]) -> Iterator[Found]:
-        """What can never be, of expressions and of arguments."""
+    def mistakes(self, written: list[Written], used: list[Used], held: list[Held]) -> Iterator[Found]:
+        """What can never be, of expressions, of arguments, and of what chains within this one are given."""
         for one in written:
             yield from self._expression(one)
         for tool in used:
             yield from self._arguments(tool)
+        for inner in held:
+            yield from self._payload(inner)
 
     # --- what is known where an expression stands
 
@@ -205,6 +217,15 @@ class ChainTypes:
         if not listed:
             yield from check.given(common, used.path)
 
+    def _payload(self, inner: Held) -> Iterator[Found]:
+        schema = self._plan.chains[inner.chain].input
+        if schema is None or not isinstance(inner.payload, Mapping) or set(inner.payload) == {"="}:
+            return
+        known = self.known(inner.step)
+        check = _Arguments(f"chain {inner.chain}", schema, lambda value: self._shape(value, known))
+        known_names = schema.get("properties", {})
+        yield from check.of({name: value for name, value in inner.payload.items() if name in known_names}, inner.path)
+
 
 @dataclass(frozen=True, slots=True)
 class _Arguments:
@@ -218,7 +239,7 @@ class _Arguments:
         yield from self.given(args, path)
         for name in self.schema.get("required", ()):
             if name not in args:
-                yield path, f"{self.tool} is not given {name}", None, f"args: {{{name}: …}}"
+                yield path, f"{self.tool} is not given {name}", None, f"{name}: …"
 
     def given(self, args: Mapping[str, Json], path: Path) -> Iterator[Found]:
         """Of arguments that may not be all."""

@@ -235,6 +235,19 @@ def test_the_payload_is_known_by_the_input_of_the_chain():
     ]
 
 
+def test_a_chain_within_is_given_what_its_input_asks_for():
+    text = "chain: in\ninput: {type: object, required: [id], properties: {id: {type: integer}}}\nsteps: [{finish: 1}]\n"
+    known = Known(chains={"in": yamltext.load(text, source="in.yaml")})
+    for payload, said in (
+        ("{id: 1, more: 2}", []), ("{=: payload}", []), ("{id: {=: payload.x}}", []),
+        ("{id: {=: intent}}", ["31: chain in does not take this as id (got text) · a number"]),
+        ("{more: 2}", ["27: chain in is not given id (got None) · id: …"]),
+    ):  # fmt: skip
+        assert problems(f"chain: c\nsteps:\n  - {{chain: in, payload: {payload}}}\n", known) == [
+            f"c.yaml:3:{one}" for one in said
+        ]
+
+
 def test_a_trace_whose_payload_does_not_fit_the_input_fails_before_it_begins():
     plan = builder.chain("c", builder.finish(1), input={"type": "object", "properties": {"id": {"type": "integer"}}})
     begun = State("start", 1, 1, Policy(), Began(), variables={"payload": {"id": "x"}})
@@ -250,9 +263,9 @@ NOT_INTEGER = 'order does not take these arguments: number: "x" is not of type "
 ARGUMENTS = [
     ("{tools: [{tool: order, args: {number: x}}]}", ["43: " + NOT_INTEGER]),
     ("{tools: [{tool: order, args: {numbr: 1}}]}", [
-        "34: order is not given number (got None) · args: {number: …}",
+        "34: order is not given number (got None) · number: …",
         "42: order takes no such argument (got numbr) · one of deep, number · did you mean number?"]),
-    ("{tools: [order]}", ["14: order is not given number (got None) · args: {number: …}"]),
+    ("{tools: [order]}", ["14: order is not given number (got None) · number: …"]),
     ("{tools: [{tool: order, args: {number: {=: intent}}}]}", [
         "43: order does not take this as number (got text) · a number"]),
     ("{for_each: '[\"a\"]', tool: order, args: {number: {=: item}}}", [
