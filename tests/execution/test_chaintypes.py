@@ -241,7 +241,7 @@ def test_a_chain_within_is_given_what_its_input_asks_for():
     for payload, said in (
         ("{id: 1, more: 2}", []), ("{=: payload}", []), ("{id: {=: payload.x}}", []),
         ("{id: {=: intent}}", ["31: chain in does not take this as id (got text) · a number"]),
-        ("{more: 2}", ["27: chain in is not given id (got None) · id: …"]),
+        ("{more: 2}", ["26: chain in is not given id (got None) · id: …"]),
     ):  # fmt: skip
         assert problems(f"chain: c\nsteps:\n  - {{chain: in, payload: {payload}}}\n", known) == [
             f"c.yaml:3:{one}" for one in said
