@@ -289,6 +289,9 @@ class Mesh:
         return ACPGateway(Doors(
             section=section, mesh=name, db=self.db, blobs=self.blobs, keys=self.keys, client_of=self.client_of,
             ring=self.doorbell.ring, answers=self.answers, now_s=now_s,
+            people_of=self.people_of, forks_of=self.forks_of, timetable=self.timetable,
+            lifecycle_of=lambda tenant: AgentLifecycle(self.db, tenant=tenant),
+            audit_of=lambda tenant: AuditPipeline(self.db, tenant=tenant),
             authenticator=Authenticator(self.key_table, section, tenant=self.tenant, now_s=now_s, root=self._root),
             rates=Rates(section, self.rates_url, mesh=name),
             streams=Streams(section), proxies=Proxies(section.proxies), cursor_key=self.key.derive("cursors"),
@@ -326,7 +329,10 @@ class Mesh:
 
     @cached_property
     def people(self) -> People:
-        return People(self.db, self.blobs, tenant=self.tenant, plan=self._pinned, ring=self.doorbell.ring)
+        return self.people_of(self.tenant)
+
+    def people_of(self, tenant: str) -> People:
+        return People(self.db, self.blobs, tenant=tenant, plan=self._pinned, ring=self.doorbell.ring)
 
     @cached_property
     def migrations(self) -> Migrations:
@@ -342,7 +348,12 @@ class Mesh:
 
     @cached_property
     def forks(self) -> Forks:
-        return Forks(self.db, self.blobs, self.client, tenant=self.tenant, plan=self._pinned, ring=self.doorbell.ring)
+        return self.forks_of(self.tenant)
+
+    def forks_of(self, tenant: str) -> Forks:
+        """Raises NoSigningKey where this process has no key for the tenant."""
+        client = self.client_of(tenant)
+        return Forks(self.db, self.blobs, client, tenant=tenant, plan=self._pinned, ring=self.doorbell.ring)
 
     # --- working ----------------------------------------------------------------------------------------------------
 

@@ -52,7 +52,7 @@ def test_the_compose_file_fits_the_compose_schema(compose: dict[str, Any]) -> No
 def test_every_compose_service_has_a_health_check_and_restarts(compose: dict[str, Any]) -> None:
     services = compose["services"]
     assert set(services) == {
-        "postgres", "rabbitmq", "redis", "migrate", "agents", "tools", "flower",
+        "postgres", "rabbitmq", "redis", "migrate", "agents", "tools", "gateway", "flower",
     }  # fmt: skip
     for name, service in services.items():
         assert service["restart"], name
@@ -71,13 +71,13 @@ def test_workers_of_compose_start_after_the_migration(compose: dict[str, Any]) -
         assert condition == "service_completed_successfully"
 
 
-def test_only_agent_workers_of_compose_see_the_signing_key(compose: dict[str, Any]) -> None:
+def test_only_what_signs_sees_the_signing_key_in_compose(compose: dict[str, Any]) -> None:
     holders = {
         name
         for name, service in compose["services"].items()
         if any(volume.startswith("mesh:") for volume in service.get("volumes", []))
     }
-    assert holders == {"agents"}
+    assert holders == {"agents", "gateway"}
 
 
 def test_the_image_is_not_run_by_root() -> None:

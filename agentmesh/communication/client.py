@@ -157,11 +157,11 @@ class DirectClient:
         self._begin([made], [made.id])
         return Trace(made.id, made.tenant_id, self._db, self._blobs)
 
-    def check(self, intent: Intent) -> tuple[str, tuple[str, ...]]:
-        """The queue this intent would go to and the permissions it would get; nothing is written.
+    def check(self, intent: Intent, *, grants: Sequence[str] | None = None) -> tuple[str, tuple[str, ...]]:
+        """The queue this intent would go to and the permissions it would get, of `grants` or ours; nothing is written.
 
         Raises what `send` refuses it with."""
-        agent, granted = self._admitted(intent, self._key.tenant, self._grants)
+        agent, granted = self._admitted(intent, self._key.tenant, self._grants if grants is None else grants)
         return agent["queue"], granted
 
     def child(self, held: Held, verdict: Verdict, *, depth_limit: int = 16) -> NewTrace:

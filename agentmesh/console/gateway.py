@@ -23,7 +23,7 @@ import agentmesh
 from agentmesh.behavior.router import make_intent
 from agentmesh.communication.client import Evidence, Trace
 from agentmesh.communication.envelope import Envelope, audience, verify
-from agentmesh.console import metrics, problems, stream, traces
+from agentmesh.console import desk, metrics, orders, problems, stream, traces
 from agentmesh.console.auth import Principal
 from agentmesh.console.parts import (
     Bearer,
@@ -38,7 +38,7 @@ from agentmesh.console.parts import (
     read_json,
     takes,
 )
-from agentmesh.console.shapes import Accepted, CallAnswer, Finished, Health, NewIntent, Order, Problem
+from agentmesh.console.shapes import BODIES, Accepted, CallAnswer, Finished, Health, NewIntent, Problem
 from agentmesh.console.threshold import Threshold
 from agentmesh.errors import BadRequest, MeshError, SecretMissing, Unauthenticated, UnknownCall
 from agentmesh.records import Intent, Name
@@ -75,7 +75,7 @@ class ACPGateway:
         app: ASGIApp = _api()
         if section.origins:
             app = CORSMiddleware(
-                app, allow_origins=list(section.origins), allow_methods=["GET", "POST"],
+                app, allow_origins=list(section.origins), allow_methods=["GET", "POST", "PUT"],
                 allow_headers=["Authorization", "Content-Type", "Idempotency-Key", "Last-Event-ID"],
             )  # fmt: skip
         host = section.address.rpartition(":")[0]
@@ -240,7 +240,7 @@ async def openapi() -> Any:
 @cache
 def _api() -> FastAPI:
     api = FastAPI(openapi_url=None, docs_url=None, redoc_url=None, redirect_slashes=False)
-    for one in (open_router, router, traces.router, stream.router):
+    for one in (open_router, router, traces.router, orders.router, desk.router, stream.router):
         api.include_router(one)
     for kind in (Exception, MeshError, RequestValidationError, HTTPException):
         api.add_exception_handler(kind, _problem)
@@ -281,7 +281,7 @@ def describe() -> dict[str, Any]:
         description="Hand intents to agents, read what happened, steer it. Errors are RFC 9457 problems.",
     )  # fmt: skip
     schemas = made["components"]["schemas"]
-    for model in (NewIntent, Order, CallAnswer, Envelope, Problem):
+    for model in (*BODIES, Envelope, Problem):
         schema = model.model_json_schema(ref_template="#/components/schemas/{model}", by_alias=True)
         schemas |= schema.pop("$defs", {}) | {model.__name__: schema}
     for name in ("HTTPValidationError", "ValidationError"):

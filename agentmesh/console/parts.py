@@ -24,12 +24,17 @@ from agentmesh.communication.keys import PublicKeys
 from agentmesh.console import problems
 from agentmesh.console.auth import Authenticator, Principal
 from agentmesh.console.rates import Proxies, Rates, Streams
+from agentmesh.coordination.forks import Forks
+from agentmesh.coordination.lifecycle import AgentLifecycle
+from agentmesh.coordination.people import People
+from agentmesh.coordination.timetable import Timetable
 from agentmesh.errors import BadRequest, Forbidden, Unauthenticated, UnknownPage
 from agentmesh.execution.answers import Answers
 from agentmesh.infrastructure import jsontext
 from agentmesh.infrastructure.database import Database
 from agentmesh.infrastructure.settings import GatewaySection
 from agentmesh.records import Json, Ring
+from agentmesh.state.audit import AuditPipeline
 from agentmesh.state.blobs import BlobStore
 
 B = TypeVar("B", bound=BaseModel)
@@ -49,6 +54,11 @@ class Parts:
     client_of: Callable[[str], DirectClient]
     ring: Callable[[Sequence[Ring]], None]
     answers: Answers
+    people_of: Callable[[str], People]
+    forks_of: Callable[[str], Forks]
+    lifecycle_of: Callable[[str], AgentLifecycle]
+    audit_of: Callable[[str], AuditPipeline]
+    timetable: Timetable
     now_s: Callable[[], int]
     authenticator: Authenticator
     rates: Rates
@@ -111,9 +121,16 @@ def _needs(permission: str) -> Callable[[Principal], Principal]:
 
 
 READ, STEER, MEASURE = "traces:read", "traces:steer", "metrics:read"
+SIGNAL, APPROVE, AUDIT = "traces:signal", "traces:approve", "audit:read"
+AGENTS, PLAN = "agents:steer", "schedules:write"
 Reader = Annotated[Principal, Depends(_needs(READ))]
 Steerer = Annotated[Principal, Depends(_needs(STEER))]
 Measurer = Annotated[Principal, Depends(_needs(MEASURE))]
+Signaller = Annotated[Principal, Depends(_needs(SIGNAL))]
+Approver = Annotated[Principal, Depends(_needs(APPROVE))]
+Auditor = Annotated[Principal, Depends(_needs(AUDIT))]
+AgentKeeper = Annotated[Principal, Depends(_needs(AGENTS))]
+Planner = Annotated[Principal, Depends(_needs(PLAN))]
 
 
 # --- what it says -----------------------------------------------------------------------------------------------------

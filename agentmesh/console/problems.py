@@ -16,9 +16,11 @@ from pydantic import ValidationError
 from starlette.responses import Response
 
 from agentmesh.errors import (
+    AlreadyDecided,
     BadJson,
     BadRequest,
     BadResult,
+    BadRule,
     CallEnded,
     DatabaseUnreachable,
     DelegationTooDeep,
@@ -28,9 +30,12 @@ from agentmesh.errors import (
     KeyContended,
     MeshError,
     NotRetryable,
+    NotRewindable,
     PayloadTooLarge,
     RateLimited,
+    ScheduleTaken,
     TooLate,
+    TraceEnded,
     TraceTaken,
     Unauthenticated,
     UnknownPage,
@@ -45,7 +50,8 @@ RETRY_AFTER_S = 2
 STATUS: dict[type[MeshError], int] = {
     PayloadTooLarge: 413, Unauthenticated: 401, EnvelopeRefused: 401, Forbidden: 403, RateLimited: 429,
     KeyConflict: 409, KeyContended: 409, NotRetryable: 409, TooLate: 409, TraceTaken: 409, DelegationTooDeep: 409,
-    BadResult: 422, CallEnded: 409,
+    BadResult: 422, CallEnded: 409, AlreadyDecided: 409, NotRewindable: 409, TraceEnded: 409, ScheduleTaken: 409,
+    BadRule: 400,  # no schema can say what a rule of the clock is
 }  # fmt: skip
 BY_EXIT_CODE = {2: 422, 3: 404, 4: 403, 5: 503, 7: 504}
 AWAY = (psycopg.OperationalError, psycopg.InterfaceError, sa.exc.OperationalError, sa.exc.InterfaceError)

@@ -6,12 +6,17 @@ from datetime import datetime
 from typing import Annotated, Any, Generic, Literal, Self, TypeVar
 from uuid import UUID
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, model_validator
 
 from agentmesh.communication.envelope import SomePermissions, SomePolicy
+from agentmesh.observation import timeline
 from agentmesh.records import ContextId, IntentName, Locale, Name, Record
 
 T = TypeVar("T")
+SomeId = Annotated[UUID | None, BeforeValidator(lambda value: UUID(value) if isinstance(value, str) else value)]
+FILTER = (
+    f"(status:({'|'.join(timeline.STATUSES)})|({'|'.join(one for one in timeline.FILTERS if one != 'status')}):[!-~]+)"
+)
 Json = JsonValue
 
 
@@ -41,6 +46,65 @@ class Order(Record):
 
     reason: Annotated[str, Field(max_length=2000)] = ""
     tree: bool = False
+
+
+class NewSignal(Record):
+    """What a trace waits for, or will wait for; counted once under its `key`."""
+
+    model_config = ConfigDict(hide_input_in_errors=True)
+
+    name: Name
+    payload: Json = None
+    key: Annotated[str, Field(pattern=r"^[\x21-\x7e]{1,255}$")] | None = None
+
+
+class Decision(Record):
+    """How an approval is decided: `digest` is that of what was seen; no choice is the first option, `reject` the last."""
+
+    digest: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+    choice: Annotated[str, Field(min_length=1, max_length=200)] | None = None
+    reject: bool = False
+    reason: Annotated[str, Field(max_length=2000)] = ""
+
+
+class Rewind(Record):
+    """The step to begin anew at, as the trace's steps are numbered."""
+
+    step: Annotated[int, Field(ge=1, le=1_000_000)]
+    reason: Annotated[str, Field(max_length=2000)] = ""
+
+
+class Fork(Record):
+    """The step to begin at, keys of the payload that change, and the hash of another plan."""
+
+    step: Annotated[int, Field(ge=1, le=1_000_000)]
+    changes: dict[str, Json] = Field(default={})
+    plan: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = None
+
+
+class Bulk(Record):
+    """One order for at most `limit` traces that match, newest first; `before` is the `next` of the answer before."""
+
+    action: Literal["pause", "resume", "cancel", "retry"]
+    filter: Annotated[str, Field(max_length=500, pattern=rf"^{FILTER}( {FILTER})*$")]
+    limit: Annotated[int, Field(ge=1, le=100_000)] = 1000
+    before: SomeId = None
+    reason: Annotated[str, Field(max_length=2000)] = ""
+
+
+class NewSchedule(Record):
+    """What an agent is asked, and when, as `0 9 * * 1-5`; `missed` is what becomes of moments nobody was there for."""
+
+    model_config = ConfigDict(hide_input_in_errors=True)
+
+    agent: Name
+    intent: IntentName
+    cron: Annotated[str, Field(min_length=1, max_length=200)]
+    timezone: Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_+/-]{0,63}$")] = "UTC"
+    payload: dict[str, Json] = Field(default={})
+    context_id: ContextId | None = None
+    missed: Literal["skip", "once", "all"] = "once"
+    priority: Annotated[int, Field(ge=0, le=9, description="9 first.")] = 5
 
 
 class CallAnswer(Record):
@@ -86,6 +150,127 @@ class Steered(Answer):
     changed: bool
     status: str
     paused: bool
+
+
+class Signalled(Answer):
+    """`heard` by a step that waits for it now; else kept. `repeated`: it came before under its key."""
+
+    id: UUID
+    heard: bool
+    repeated: bool
+
+
+class Approval(Answer):
+    """What exactly is asked, of whom, and until when. Whoever decides it names its `digest`."""
+
+    trace_id: UUID
+    step_id: UUID
+    node: str
+    agent: str
+    intent: str
+    context_id: str
+    asked: Json
+    digest: str
+    created_at: datetime
+    wake_at: datetime | None
+
+
+class Decided(Answer):
+    id: UUID
+    node: str
+    choice: str
+    by: str
+
+
+class Rewound(Answer):
+    """Where it begins anew; memory keys that went back, and those that somebody else has written since."""
+
+    id: UUID
+    node: str
+    restored: list[str]
+    parked: list[str]
+
+
+class BulkDone(Answer):
+    """How many were changed, came too late, were refused. `next`: where the same order goes on, null at the end."""
+
+    changed: int
+    late: int
+    refused: int
+    next: UUID | None
+
+
+class Agent(Answer):
+    id: str
+    state: str
+    version: str
+    queue: str
+    intents: list[str] | None
+    accepts: list[str]
+    workers: int
+    queued: int
+    running: int
+    paused_at: datetime | None
+    paused_by: str | None
+
+
+class AgentSteered(Answer):
+    id: str
+    changed: bool
+    paused: bool
+
+
+class Schedule(Answer):
+    id: str
+    agent: str
+    intent: str
+    context_id: str
+    payload: Json
+    priority: int
+    cron: str
+    timezone: str
+    missed: str
+    declared: bool
+    permissions: list[str] | None
+    next_at: datetime | None
+    fired_at: datetime | None
+    fired: int
+    error: Json
+
+
+class Letter(Answer):
+    id: UUID
+    trace_id: UUID
+    code: str
+    fingerprint: str
+    agent: str
+    intent: str
+    tool: str | None
+    error: Json
+    evidence: Json
+    at: datetime
+
+
+class LetterSettled(Answer):
+    id: UUID
+    trace_id: UUID
+    settled_as: str
+
+
+class AuditRow(BaseModel):
+    """Beside these: what the order was about."""
+
+    model_config = ConfigDict(extra="allow")
+
+    seq: int
+    id: UUID
+    at: datetime
+    tenant: str
+    action: str
+    by: str
+    key: str | None = None
+    permission: str | None = None
+    trace_id: UUID | None = None
 
 
 class Page(Answer, Generic[T]):
@@ -237,3 +422,7 @@ class Problem(Answer):
 
 class Health(Answer):
     status: Literal["alive", "ready"]
+
+
+BODIES = (NewIntent, Order, NewSignal, Decision, Rewind, Fork, Bulk, NewSchedule, CallAnswer)
+"""What is read by hand, so that FastAPI does not describe it."""

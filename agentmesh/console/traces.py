@@ -25,6 +25,7 @@ from agentmesh.console.parts import (
     write_cursor,
 )
 from agentmesh.console.shapes import (
+    FILTER,
     Attempt,
     Call,
     CountedPage,
@@ -47,9 +48,6 @@ router = APIRouter(prefix="/v1/traces", tags=["traces"], dependencies=[Depends(a
 
 Limit = Annotated[int, Query(ge=1, le=timeline.MAX_PAGE, description="How many at most.")]
 Cursor = Annotated[str | None, Query(max_length=500, description="Of a `next` link.")]
-FILTER = (
-    f"(status:({'|'.join(timeline.STATUSES)})|({'|'.join(one for one in timeline.FILTERS if one != 'status')}):[!-~]+)"
-)
 Filter = Annotated[
     str | None,
     Query(

@@ -10,7 +10,7 @@ from agentmesh.communication.client import DirectClient, Trace
 from agentmesh.errors import NotRewindable
 from agentmesh.execution.plan import BehaviorPlan
 from agentmesh.infrastructure.database import Database
-from agentmesh.records import Json, PolicyPatch, Ring, new_id
+from agentmesh.records import Json, PolicyPatch, Ring, grants_cover, new_id
 from agentmesh.state import rewind
 from agentmesh.state.blobs import BlobStore
 
@@ -27,12 +27,12 @@ class Forks:
 
     def fork(
         self, trace_id: UUID, at: int, *, changes: Mapping[str, Json] | None = None, policy: PolicyPatch | None = None,
-        plan_hash: str | None = None, by: str,
+        plan_hash: str | None = None, by: str, grants: Sequence[str] = ("*",),
     ) -> Trace:  # fmt: skip
         """A new trace that begins at the `at`-th step of this one: new keys, its memory as it was then, earlier steps kept.
 
-        `changes` replace keys of the payload. Raises UnknownTrace, or NotRewindable for a step that is not there, or that
-        the other plan does not have.
+        `changes` replace keys of the payload; it may do what this one may, as far as `grants` go. Raises UnknownTrace, or
+        NotRewindable for a step that is not there, or that the other plan does not have.
         """
         of = rewind.source(self._db, tenant=self._tenant, trace_id=trace_id)
         if of["plan_hash"] is None:
@@ -40,6 +40,7 @@ class Forks:
         chosen = plan_hash or of["plan_hash"]
         self._plan(self._tenant, chosen)
         payload: dict[str, Any] = self._blobs.expand(self._tenant, of["payload"]) or {}
+        of = of | {"permissions": [one for one in of["permissions"] if grants_cover(grants, one)]}
         made = self._client.copy(
             of, payload=payload | dict(changes or {}), context_id=f"{of['context_id'][:100]}.fork-{new_id().hex[-12:]}"
         )

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from uuid import UUID
 
-from agentmesh.errors import BadChoice, BadPayload, NotAsked
+from agentmesh.errors import AlreadyDecided, BadChoice, BadPayload, NotAsked
 from agentmesh.execution import plan as plans
 from agentmesh.execution.plan import BehaviorPlan
+from agentmesh.infrastructure import jsontext
 from agentmesh.infrastructure.database import Database, Row
 from agentmesh.infrastructure.fit import misfit
 from agentmesh.records import Json, Ring, check_name
@@ -49,16 +50,19 @@ class People:
         nodes = self._plan(self._tenant, plan_hash).nodes if plan_hash else ()
         return [one.payload_schema for one in nodes if isinstance(one, plans.Signal) and one.signal == name]
 
-    def asked(self, trace_id: UUID | None = None) -> list[Row]:
-        """What waits for a decision, oldest first: trace, node, what is asked of whom, and until when."""
-        return signals.asked(self._db, tenant=self._tenant, trace_id=trace_id)
+    def asked(self, trace_id: UUID | None = None, *, limit: int = 200) -> list[Row]:
+        """What waits for a decision, oldest first: trace, node, what is asked of whom, until when, and its `digest`."""
+        rows = signals.asked(self._db, tenant=self._tenant, trace_id=trace_id, limit=limit)
+        return [row | {"digest": _digest(row)} for row in rows]
 
     def decide(
-        self, trace_id: UUID, choice: str | None = None, *, refuse: bool = False, by: str, reason: str | None = None
-    ) -> dict[str, str]:
+        self, trace_id: UUID, choice: str | None = None, *, refuse: bool = False, by: str, reason: str | None = None,
+        seen: str | None = None, four_eyes: bool = False,
+    ) -> dict[str, str]:  # fmt: skip
         """The approval that the trace waits for is decided; `choice` None: the first option, or the last to `refuse`.
 
-        Raises UnknownTrace, AlreadyDecided, NotAsked for who may not decide, BadChoice.
+        With the digest that was `seen`, what is asked must still be that; with `four_eyes`, whoever asked for the trace
+        may not decide. Raises UnknownTrace, AlreadyDecided, NotAsked for who may not decide, BadChoice.
         """
         open_ones = self.asked(trace_id)
         if not open_ones:
@@ -70,6 +74,11 @@ class People:
             raise NotAsked(
                 f"{step['node']} is not yours to decide", value=by, expected=f"one of {', '.join(asked['who'])}"
             )
+        if four_eyes and by in {step["from_id"], step["sent_by"]}:
+            raise NotAsked(f"{step['node']} is decided by another than asked for the trace", value=by)
+        if seen is not None and seen != step["digest"]:
+            raise AlreadyDecided(f"{step['node']} asks for something else than was seen", value=seen,
+                                 expected=f"the digest {step['digest']} of what is asked now")  # fmt: skip
         if chosen not in options:
             raise BadChoice(f"{step['node']} has no such option", value=chosen, expected=f"one of {', '.join(options)}")
         if asked["reason_required"] and not (reason or "").strip():
@@ -78,3 +87,9 @@ class People:
         rings = signals.decide(self._db, tenant=self._tenant, step=step, choice=chosen, ok=ok, by=by, reason=reason)
         self._ring(rings)
         return {"node": step["node"], "choice": chosen, "by": by}
+
+
+def _digest(row: Row) -> str:
+    """Binds a decision to trace, step and exactly what is asked; who else is asked may change meanwhile."""
+    asked = {key: value for key, value in row["asked"].items() if key in {"ask", "options", "reason_required"}}
+    return jsontext.digest([str(row["trace_id"]), str(row["step_id"]), row["node"], asked])

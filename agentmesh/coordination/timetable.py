@@ -53,6 +53,7 @@ class Timetable:
             intent = make_intent(
                 row["intent"], f"schedule:{row['id']}", row["agent"], row["context_id"],
                 {"scheduled_at": at.isoformat()} | row["payload"], priority=row["priority"],
+                permissions=row["permissions"],
             )  # fmt: skip
             trace = self._client_of(row["tenant_id"]).send_if(
                 intent, lambda tx: schedules.move_on(tx, row, next_at, fired=True)
@@ -78,7 +79,8 @@ class Timetable:
         context = asked.pop("context_id", None) or f"schedule:{name}"
         make_intent(asked["intent"], f"schedule:{name}", asked["agent"], context, asked["payload"])
         first = datetime.fromisoformat(following(asked["cron"], asked["timezone"], traces.now(self._db)))
-        row = {"tenant_id": tenant, "id": name, "context_id": context, "declared": declared, "next_at": first, **asked}
+        row = {"tenant_id": tenant, "id": name, "context_id": context, "declared": declared, "next_at": first,
+               "permissions": None, **asked}  # fmt: skip
         if not schedules.put(self._db, row, by=by):
             raise ScheduleTaken("another schedule has this name, and an agent's file declares it", value=name)
         return first

@@ -14,16 +14,16 @@ from agentmesh.infrastructure.database import Database, Row, Tx, jsonb
 from agentmesh.records import Json
 from agentmesh.state.audit import said
 
-COLUMNS = "tenant_id, id, agent, intent, context_id, payload, priority, cron, timezone, missed, declared"
+COLUMNS = "tenant_id, id, agent, intent, context_id, payload, priority, cron, timezone, missed, declared, permissions"
 
 # A moment that was missed while nobody looked is not forgotten by announcing the schedule again.
 PUT = f"""
 INSERT INTO mesh.schedules AS s ({COLUMNS}, next_at)
 VALUES (%(tenant_id)s, %(id)s, %(agent)s, %(intent)s, %(context_id)s, %(payload)s::jsonb, %(priority)s, %(cron)s, %(timezone)s,
-  %(missed)s, %(declared)s, %(next_at)s)
+  %(missed)s, %(declared)s, %(permissions)s, %(next_at)s)
 ON CONFLICT (tenant_id, id) DO UPDATE SET agent = excluded.agent, intent = excluded.intent, context_id = excluded.context_id,
   payload = excluded.payload, priority = excluded.priority, cron = excluded.cron, timezone = excluded.timezone,
-  missed = excluded.missed, error = NULL,
+  missed = excluded.missed, permissions = excluded.permissions, error = NULL,
   next_at = CASE WHEN (s.cron, s.timezone) = (excluded.cron, excluded.timezone) THEN s.next_at ELSE excluded.next_at END
  WHERE s.declared = excluded.declared AND (NOT s.declared OR s.agent = excluded.agent)
 RETURNING id, CASE WHEN NOT declared THEN mesh.audit_note(tenant_id, 'SCHEDULE_ADD', %(said)s::jsonb) END

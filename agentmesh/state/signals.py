@@ -47,7 +47,9 @@ SELECT coalesce(t.plan_hash, g.plan_hash) AS plan_hash, s.id IS NOT NULL AS wait
 """
 
 ASKED = """
-SELECT s.id AS step_id, s.trace_id, s.node, s.action AS asked, s.created_at, s.wake_at, t.agent, t.intent, t.context_id
+SELECT s.id AS step_id, s.trace_id, s.node, s.action AS asked, s.created_at, s.wake_at, t.agent, t.intent, t.context_id,
+  t.from_id, (SELECT e.body->>'by' FROM mesh.events e WHERE e.trace_id = t.id AND e.tenant_id = t.tenant_id AND e.seq = 1)
+    AS sent_by
   FROM mesh.steps s JOIN mesh.traces t ON t.id = s.trace_id AND t.tenant_id = s.tenant_id
  WHERE s.tenant_id = %(tenant)s AND s.kind = 'approval' AND s.status = 'waiting'
    AND (%(trace)s::uuid IS NULL OR s.trace_id = %(trace)s) ORDER BY s.created_at LIMIT %(limit)s

@@ -198,6 +198,7 @@ schedules = sa.Table(
     _text("timezone"),
     _text("missed"),
     _flag("declared"),
+    sa.Column("permissions", ARRAY(sa.Text)),
     _time("next_at"),
     _time("fired_at"),
     _int("fired"),

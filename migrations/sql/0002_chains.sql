@@ -60,6 +60,7 @@ CREATE TABLE mesh.schedules (
 	timezone TEXT NOT NULL,
 	missed TEXT NOT NULL,
 	declared BOOLEAN DEFAULT false NOT NULL,
+	permissions TEXT[],
 	next_at TIMESTAMP WITH TIME ZONE,
 	fired_at TIMESTAMP WITH TIME ZONE,
 	fired INTEGER DEFAULT '0' NOT NULL,

@@ -20,11 +20,11 @@ from tests.console.doors import Door
 def make_door(
     make_mesh: Callable[..., tuple[Mesh, Bells]], tools: ToolRegistry, database_url: str
 ) -> Iterator[Callable[..., Door]]:
-    """make_door(**flags) -> Door. Tools: work (n + 1, needs data:read), boom (fails)."""
+    """make_door(*other agents, **flags) -> Door. Tools: work (n + 1, needs data:read), boom (fails)."""
     made: list[Door] = []
     configure(level="error", format="text")
 
-    def make(**flags: object) -> Door:
+    def make(*others: object, **flags: object) -> Door:
         if not tools.list():
             register_tool("work", registry=tools, needs=["data:read"])(_work)
             register_tool("boom", registry=tools, attempts=1)(_boom)
@@ -32,7 +32,7 @@ def make_door(
             "puppet", reasoner=do_as_told, tools=["work", "boom"], grants=["data:read"], tenants=["default", "acme"]
         )
         given = {"gateway__address": "127.0.0.1:0", "gateway__failures": "100000/minute"} | flags
-        mesh, bells = make_mesh(puppet, **given)
+        mesh, bells = make_mesh(puppet, *others, **given)
         door = Door(mesh, bells, database_url)
         made.append(door)
         door.start()

@@ -16,6 +16,7 @@ from joserfc.jwk import OctKey, OKPKey, RSAKey
 
 from agentmesh.console.gateway import _api, describe
 from agentmesh.records import new_id
+from agentmesh.state import audit
 from agentmesh.state.keys import KeyTable
 from agentmesh.testing import need, race
 from agentmesh.wiring import now_s
@@ -41,7 +42,9 @@ def operations() -> list[tuple[str, str]]:
 
 
 def filled(path: str, trace_id: object) -> str:
-    path = path.replace("{trace_id}", str(trace_id)).replace("{to_id}", "puppet")
+    path = path.replace("{trace_id}", str(trace_id)).replace("{to_id}", "puppet").replace("{token}", "x")
+    for name in ("{agent}", "{name}", "{letter_id}"):
+        path = path.replace(name, str(trace_id))
     return f"{path}?trace={trace_id}" if path == "/v1/stream" else path
 
 
@@ -231,10 +234,71 @@ def test_s20_another_tenants_trace_is_one_that_never_existed(door: Door, method:
     assert door.lab.everything() == before
 
 
-def test_s20_lists_hold_nothing_of_another_tenant(door: Door) -> None:
-    door.client().post("/v1/intents", json=intent())
-    listed = door.client(tenant="acme").get("/v1/traces").json()
-    assert (listed["items"], listed["count"], listed["next"]) == ([], 0, None)
+@pytest.fixture
+def theirs(door: Door) -> dict[str, str]:
+    """What tenant default has, by the name of its parameter: an agent, a schedule, a dead letter."""
+    url = door.client().post("/v1/intents", json=intent()).headers["location"]
+    daily = {"agent": "puppet", "intent": "work", "cron": "0 9 * * *"}
+    assert door.client().put("/v1/schedules/theirs", json=daily).status_code == 200
+    door.lab.rows("UPDATE mesh.agents SET id = 'theirs', tenant_id = 'default' WHERE tenant_id = 'default'")
+    letter = str(new_id())
+    door.lab.rows("INSERT INTO mesh.dead_letters (id, tenant_id, trace_id, code, fingerprint) VALUES"
+                  " (%(id)s, 'default', %(trace)s, 'E_POISON', 'f')", id=letter, trace=url.rpartition("/")[2])  # fmt: skip
+    return {"agent": "theirs", "name": "theirs", "letter_id": letter}
+
+
+def test_s20_whatever_else_another_tenant_has_never_existed(door: Door, theirs: dict[str, str]) -> None:
+    """Every operation on something that is named, but for PUT, which makes it for whoever asks."""
+    stranger, walked = door.client(tenant="acme"), 0
+    before = door.lab.everything()
+    for method, path in operations():
+        known = [name for name in theirs if f"{{{name}}}" in path]
+        if known and method != "PUT":
+            never = str(new_id()) if known[0] == "letter_id" else "never"
+            found = [stranger.request(method, filled(path, one)) for one in (theirs[known[0]], never)]
+            assert [one.status_code for one in found] == [404, 404], (method, path)
+            assert found[0].text.replace(theirs[known[0]], "ID") == found[1].text.replace(never, "ID")
+            walked += 1
+    assert walked >= 5
+    assert door.lab.everything() == before
+
+
+def test_s20_lists_hold_nothing_of_another_tenant(door: Door, theirs: dict[str, str]) -> None:
+    while audit.seal(door.mesh.db):
+        pass
+    stranger, owner, full = door.client(tenant="acme"), door.client(), 0
+    door.lab.rows("DELETE FROM mesh.agents WHERE tenant_id = 'acme'")
+    for method, path in operations():
+        if method == "GET" and path.startswith("/v1/") and "{" not in path and path != "/v1/stream":
+            listed = stranger.get(path).json()
+            assert [one for one in listed["items"] if one.get("tenant") != "acme"] == [], path
+            full += bool(owner.get(path).json()["items"])
+    assert full >= 5
+
+
+BAD_JSON = ('{"a":1,"a":2}', '{"a":NaN}', "[" * 100_000, '"\\ud800"', '{"a": 1', "{}x")
+
+
+def test_s27_no_operation_takes_json_that_is_not_strict(door: Door, theirs: dict[str, str]) -> None:
+    trace_id = door.lab.rows("SELECT id FROM mesh.traces")[0]["id"]
+    before, walked = door.lab.everything(), 0
+    for path, item in describe()["paths"].items():
+        for method, said in item.items():
+            if "application/json" not in said.get("requestBody", {}).get("content", {}) or "{token}" in path:
+                continue
+            place = filled(path, "theirs" if "{name}" in path else trace_id)
+            for text in BAD_JSON:
+                answer = door.client().request(
+                    method, place, content=text, headers={"content-type": "application/json"}
+                )
+                assert problem(answer, 400, answer.json()["code"])["code"].startswith("E_JSON"), (
+                    method,
+                    path,
+                    text[:20],
+                )
+            walked += 1
+    assert walked >= 10
+    assert door.lab.everything() == before
 
 
 # --- the way in -------------------------------------------------------------------------------------------------------
