@@ -11,7 +11,7 @@ from agentmesh import define_agent
 from agentmesh.errors import NotRetryable
 from agentmesh.execution import errands, moving
 from agentmesh.execution.tools import register_tool
-from agentmesh.state import byhand, offers, retry, signals
+from agentmesh.state import byhand, offers, retry, rewind, signals
 from agentmesh.state import children as between
 
 VOTERS = ("ann", "bob", "cid")
@@ -28,8 +28,9 @@ def world(make_lab, tools):
     def slow() -> int:
         return 1
 
-    def mind(said: Any) -> Any:
+    def mind(say: dict[str, Any], name: str) -> Any:
         def decide(session: Any) -> Any:
+            said = say[name]
             if isinstance(said, Exception):
                 raise said
             return {"tools": ["slow"]} if said is ... else {"answer": said}
@@ -38,9 +39,9 @@ def world(make_lab, tools):
 
     def make(*steps: Any, say: dict[str, Any], **keys: Any) -> Any:
         agents = [
-            define_agent(name, reasoner=mind(said), tools=["slow"], grants=["*"], capabilities=["judge"],
+            define_agent(name, reasoner=mind(say, name), tools=["slow"], grants=["*"], capabilities=["judge"],
                          policy={"reasoner_attempts": 1}, **keys)
-            for name, said in say.items()
+            for name in say
         ]  # fmt: skip
         return make_lab(*agents, chain={"chain": "c", "steps": list(steps)})
 
@@ -362,6 +363,36 @@ def test_a_poll_is_closed_by_its_time_and_whoever_has_voted_has(world):
     lab.shift(3601)
     wait_out(lab)
     assert trace.result(0) == {"answer": "a", "votes": 1, "of": 3, "by": {"ann": "a"}}
+
+
+@pytest.mark.parametrize("first", [0, 1])
+def test_an_answer_that_meets_the_end_of_its_time_counts_until_somebody_looks(world, monkeypatch, first):
+    lab = world({"delegate": "ann", "within": "1h", "on_timeout": "late"}, {"finish": {"=": "result"}},
+                {"finish": "late", "id": "late"}, say={"ann": 4})  # fmt: skip
+    trace = lab.mesh.router.dispatch("work", "tester", "puppet", "c-1", {})
+    monkeypatch.setattr(moving, "pay", lambda *_: ())
+    lab.drain()
+    lab.shift(3601)
+    [child], [due] = between.owed(lab.mesh.db, batch=10), signals.due(lab.mesh.db, batch=10)
+    both = [partial(errands.pay, lab.mesh.db, child["id"]), partial(signals.wake, lab.mesh.db, due)]
+    rung = lab.at_lock("steps", lab.step(trace)["id"], *(both[::-1] if first else both))
+    monkeypatch.undo()
+    lab.bells.ring([ring for one in rung for ring in one])
+    lab.drain()
+    assert trace.result(0) == 4
+    assert children(lab, trace) == {"ann": "done"}
+
+
+def test_a_poll_that_came_to_nothing_is_rewound_and_held_again(world):
+    say = {"ann": {"kind": "a"}, "bob": {"kind": "b"}, "cid": ValueError("no")}
+    lab = world(VOTE | {"quorum": 2, "payload": {"n": {"=": "payload.n"}}}, {"finish": {"=": "result.answer"}}, say=say)
+    trace = go(lab, {"n": 1})
+    assert trace.status() == "failed"
+    say["bob"] = {"kind": "a"}
+    rewound = rewind.rewind(lab.mesh.db, tenant="default", trace_id=trace.id, ordinal=2, by="me")
+    lab.bells.ring(rewound.rings)
+    lab.drain()
+    assert (trace.result(0), len(children(lab, trace))) == ("a", 3)
 
 
 def test_an_errand_that_ends_in_time_goes_on_at_once(world):
