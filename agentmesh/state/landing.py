@@ -30,8 +30,8 @@ WITH t AS (
   RETURNING id, tenant_id, context_id, root_id, depth, agent, queue, priority, seq - %(n_events)s AS base, epoch, worker_id,
     child, paused_at, state)"""
 
-# trace_id and step_id are there for the planner: with ids that come out of JSON alone, a plan made while the table was
-# small reads all of it for ever after.
+# The step's id stands there for the planner: with ids that come out of JSON alone, a plan made while the table was small
+# reads all of it for ever after, and with the trace's all steps of a long trace.
 PARTS = {
     "steps": """s AS (UPDATE mesh.steps st SET
     status = CASE WHEN x.status <> 'running' OR t.worker_id IS NOT NULL THEN x.status
@@ -49,7 +49,7 @@ PARTS = {
     ended_at = CASE WHEN x.status IN ('done', 'failed', 'cancelled') THEN mesh.mesh_now() END
    FROM t, jsonb_to_recordset(%(steps)s::jsonb) AS x(id uuid, status text, phase text, action jsonb, output jsonb,
      error jsonb, pending int, wins int, failures int, callbacks text[], timeout_s float8, wake_s float8)
-   WHERE st.id = x.id AND st.trace_id = %(trace)s AND st.tenant_id = t.tenant_id)""",
+   WHERE st.id = %(step)s AND st.id = x.id AND st.trace_id = t.id AND st.tenant_id = t.tenant_id)""",
     "new_steps": """ns AS (INSERT INTO mesh.steps (id, tenant_id, trace_id, after_step_id, ordinal, node, iteration, kind,
      phase, status, require, need, slots, pending, queue, agent, priority, callbacks, action, group_of, waits_for,
      state, started_at, deadline, rung_at, wake_at, mem_seq)
