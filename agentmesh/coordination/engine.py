@@ -37,7 +37,7 @@ class BehaviorChainEngine:
         Its tools are the agent's. Raises what dispatch raises.
         """
         for one in plan.all():
-            announced.keep_plan(self._db, tenant_id=self._tenant, plan_hash=one.hash, chain=one.chain, body=one.body())
+            announced.keep_plan(self._db, tenant_id=self._tenant, plan_hash=one.hash, chain=one.chain, body=one.kept)
         made = make_intent(
             intent or plan.chain, from_id, agent, context_id or f"{plan.chain}-{new_id().hex[:20]}", dict(payload or {})
         )

@@ -33,7 +33,7 @@ class Migrations:
     def migrate(self, move: Move, to: BehaviorPlan, *, by: str) -> None:
         """The trace follows the other plan, which is kept, from now on. Raises DoesNotFit where it has moved on meanwhile."""
         for one in to.all():
-            announced.keep_plan(self._db, tenant_id=self._tenant, plan_hash=one.hash, chain=one.chain, body=one.body())
+            announced.keep_plan(self._db, tenant_id=self._tenant, plan_hash=one.hash, chain=one.chain, body=one.kept)
         migration.migrate(self._db, move, tenant=self._tenant, kinds=_kinds(to), by=by)
 
 

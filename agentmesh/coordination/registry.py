@@ -90,7 +90,7 @@ class AgentRegistry:
             spec = hosted.spec
             for tenant in spec.tenants:
                 for plan in hosted.plan.all():
-                    announced.keep_plan(db, tenant_id=tenant, plan_hash=plan.hash, chain=plan.chain, body=plan.body())
+                    announced.keep_plan(db, tenant_id=tenant, plan_hash=plan.hash, chain=plan.chain, body=plan.kept)
                 announced.announce_agent(db, {
                     "tenant_id": tenant, "id": spec.agent, "version": spec.version, "queue": spec.queue,
                     "plan_hash": hosted.plan.hash, "intents": None if spec.intents is None else list(spec.intents),

@@ -14,6 +14,7 @@ Steps follow one another. A callback handles the result of the step before it, a
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path as FilePath
 from typing import Any
@@ -42,7 +43,10 @@ def read(text: YamlText, known: Known | None = None) -> BehaviorPlan:
 
 def lint(text: YamlText, known: Known | None = None) -> tuple[BehaviorPlan | None, list[Problem]]:
     """The plan, None where there is none, and every mistake in the order of the text."""
-    reader = _Reader(text, known or Known())
+    known = known or Known()
+    # A chain is read within the one that names it, some ten frames a level.
+    sys.setrecursionlimit(max(sys.getrecursionlimit(), 1000 + 12 * len(known.chains or ())))
+    reader = _Reader(text, known)
     plan = reader.read()
     return (None if reader.problems else plan), reader.problems
 

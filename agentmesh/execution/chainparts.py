@@ -94,7 +94,7 @@ class Parts:
     def __init__(self, text: YamlText, known: Known, within: tuple[str, ...] = ()) -> None:
         self.text, self.known, self._within = text, known, within
         self.problems: list[Problem] = []
-        self._chains: dict[str, BehaviorPlan] = {}
+        self._chains: dict[str, BehaviorPlan | str] = {}
         self._taken: dict[str, Path] = {}
         self._named: list[tuple[Path, str]] = []
         self._needed: list[tuple[Path, str]] = []

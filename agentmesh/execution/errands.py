@@ -136,7 +136,7 @@ class Errands:
         return self._parts.child(
             held, to=one.agent, intent=errand.intent or held.intent,
             payload=self._views.whole(at, given) or {}, permissions=errand.permissions,
-            plan_hash=plan.chains[errand.chain].hash if errand.chain else None,
+            plan_hash=plan.hash_of(errand.chain) if errand.chain else None,
             depth_limit=chain_depth if errand.chain else depth, waited=waited,
         )  # fmt: skip
 

@@ -20,6 +20,7 @@ from agentmesh.records import Json, Name, PolicyPatch, Record, Require, Strategy
 Condition = str
 """CEL that is true or false; see behavior/templates."""
 
+PlanHash = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Template = Json
 """JSON in which {"=": "CEL"} stands for what the expression comes to."""
 
@@ -218,13 +219,13 @@ MOVES = (Assign, Jump, Switch, Finish, Give)
 class BehaviorPlan(Record):
     """Nodes by which a trace moves; the first one starts it. Data: pinned, hashed, compared.
 
-    `chains` are the plans that its child traces follow. `on_fail` is where a step goes that says nothing itself. `input`
-    is the JSON Schema of the payload that a trace begins with (None: any).
+    `chains` are the plans that its child traces follow; in a plan as it is kept, their hashes. `on_fail` is where a step
+    goes that says nothing itself. `input` is the JSON Schema of the payload that a trace begins with (None: any).
     """
 
     chain: Name
     nodes: Annotated[tuple[Node, ...], Field(min_length=1, max_length=1000)]
-    chains: dict[Name, BehaviorPlan] = Field(default_factory=dict)
+    chains: dict[Name, BehaviorPlan | PlanHash] = Field(default_factory=dict)
     policy: PolicyPatch = PolicyPatch()
     on_fail: Name | None = None
     input: dict[str, Json] | None = None
@@ -273,15 +274,28 @@ class BehaviorPlan(Record):
         """This plan, and those that its child traces follow, all the way down."""
         yield self
         for one in self.chains.values():
-            yield from one.all()
+            if isinstance(one, BehaviorPlan):
+                yield from one.all()
+
+    def hash_of(self, chain: str) -> str:
+        """The hash of a plan that child traces follow."""
+        found = self.chains[chain]
+        return found.hash if isinstance(found, BehaviorPlan) else found
 
     def body(self) -> Json:
+        """The plan with those that its child traces follow, all the way down."""
         return _lean(self.model_dump(mode="json", exclude_none=True))
+
+    @cached_property
+    def kept(self) -> Json:
+        """The plan as it is kept: of those that its child traces follow their hashes, so that depth costs nothing."""
+        below = {"chains": {name: self.hash_of(name) for name in self.chains}}
+        return _lean(self.model_dump(mode="json", exclude_none=True, exclude={"chains"}) | below)
 
     @cached_property
     def hash(self) -> str:
         """sha256 over the canonical JSON: the same plan has the same hash everywhere."""
-        return jsontext.digest(self.body())
+        return jsontext.digest(self.kept)
 
 
 def texts_of(node: Place) -> Iterator[str]:

@@ -76,7 +76,11 @@ def picture(plan: BehaviorPlan, title: str | None = None) -> Picture:
     place = {"": 0} | {one.id: n for n, one in enumerate(plan.nodes, 1)}
     place |= {name: len(plan.nodes) + 1 + n for n, name in enumerate(ends)}
     ways = tuple(Way(place[a], place[b], _short(label), broken) for a, b, label, broken in (*start, *leaving))
-    below = tuple(picture(one, f"{title or plan.chain} / {name}") for name, one in plan.chains.items())
+    below = tuple(
+        picture(one, f"{title or plan.chain} / {name}")
+        for name, one in plan.chains.items()
+        if isinstance(one, BehaviorPlan)
+    )
     return Picture(title or plan.chain, tuple(boxes), ways, below)
 
 

@@ -86,6 +86,15 @@ CHILDREN = f"""
 SELECT {_HEADER} FROM mesh.traces t WHERE t.parent_id = %(id)s AND t.tenant_id = %(tenant)s ORDER BY t.id
 """  # noqa: S608 - our own columns
 
+BELOW = """
+WITH RECURSIVE p AS (
+  SELECT hash, body FROM mesh.plans WHERE tenant_id = %(tenant)s AND hash = %(hash)s
+  UNION SELECT c.hash, c.body FROM p CROSS JOIN LATERAL jsonb_each_text(p.body->'chains') x
+    JOIN mesh.plans c ON c.tenant_id = %(tenant)s AND c.hash = x.value)
+SELECT hash, body FROM p
+"""
+DRAWN = 16  # levels
+
 EVENTS = """
 SELECT seq, name, at, step_id, call_id, body FROM mesh.events
  WHERE trace_id = %(id)s AND tenant_id = %(tenant)s AND seq > %(after)s ORDER BY seq LIMIT %(limit)s
@@ -165,7 +174,7 @@ def resolve(db: Database, tenant: str, given: str) -> UUID:
 
 
 def plan(db: Database, tenant: str, given: str) -> dict[str, Any]:
-    """The body of the plan whose hash is this or begins so. Raises UnknownPlan or Ambiguous."""
+    """The body of the plan whose hash is this or begins so, with those below it. Raises UnknownPlan or Ambiguous."""
     rows = db.once(
         "SELECT hash, body FROM mesh.plans WHERE tenant_id = %(tenant)s AND starts_with(hash, %(given)s) LIMIT 2",
         {"tenant": tenant, "given": given},
@@ -174,7 +183,19 @@ def plan(db: Database, tenant: str, given: str) -> dict[str, Any]:
         raise UnknownPlan("no plan has this hash", value=given)
     if len(rows) > 1:
         raise Ambiguous("more than one plan begins so", value=given, expected="more of its hash")
-    return dict(rows[0]["body"])
+    return _whole(
+        rows[0]["body"],
+        {row["hash"]: row["body"] for row in db.once(BELOW, {"tenant": tenant, "hash": rows[0]["hash"]})},
+    )
+
+
+def _whole(body: dict[str, Any], kept: dict[str, dict[str, Any]], deep: int = 0) -> dict[str, Any]:
+    """The body with the plans below it in place of their hashes, as deep as anybody looks."""
+    below = {
+        name: _whole(kept[one], kept, deep + 1) if one in kept and deep < DRAWN else one
+        for name, one in body.get("chains", {}).items()
+    }
+    return body | ({"chains": below} if below else {})
 
 
 def trace(db: Database, tenant: str, trace_id: UUID) -> Timeline:

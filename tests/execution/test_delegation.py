@@ -398,3 +398,15 @@ def test_a_poll_that_came_to_nothing_is_rewound_and_held_again(world):
 def test_an_errand_that_ends_in_time_goes_on_at_once(world):
     lab = world({"delegate": "ann", "within": "1h"}, say={"ann": 4})
     assert go(lab).result(0) == 4
+
+
+def test_chains_may_lie_in_one_another_deeper_than_json_may(make_mesh, tmp_path):
+    deep = 40
+    for level in range(deep):
+        step = "finish: 1" if level == deep - 1 else f"chain: level-{level + 1}"
+        (tmp_path / f"level-{level}.yaml").write_text(f"chain: level-{level}\nsteps:\n  - {step}\n")
+    mesh, bells = make_mesh(define_agent("deep", chain="level-0"), agents__chains=str(tmp_path))
+    trace = mesh.router.dispatch("work", "tester", "deep", "c-1", {})
+    bells.drain(mesh)
+    assert trace.result(0) == 1
+    assert mesh.db.once("SELECT max(depth) AS deepest FROM mesh.traces") == [{"deepest": deep - 1}]
