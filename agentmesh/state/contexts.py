@@ -24,6 +24,7 @@ SELECT node, kind, iteration, status, output FROM (
 
 
 VISITS = 20
+NODES = 1000
 _VISIT = "status IN ('done', 'failed') AND kind NOT IN ('start', 'group') AND output IS NOT NULL"
 _BEFORE = "tenant_id = %(tenant)s AND ordinal < coalesce(%(before)s, ordinal + 1)"
 _NEXT = """(SELECT min(s.node) FROM mesh.steps s WHERE s.trace_id = %(trace)s AND s.tenant_id = %(tenant)s
@@ -38,7 +39,7 @@ WITH RECURSIVE n AS (SELECT {_NEXT.format("")} AS node
     AND s.after_step_id IS NOT NULL AND s.status <> 'superseded' AND {_BEFORE} ORDER BY s.iteration DESC LIMIT {VISITS}) s
   UNION ALL SELECT * FROM mesh.steps WHERE trace_id = %(trace)s AND ordinal = 1 AND {_BEFORE})
 SELECT DISTINCT ON (node) node, kind, action->>'strategy' AS strategy, action ? 'for_each' AS each, output FROM v
- WHERE {_VISIT} ORDER BY node, ordinal DESC LIMIT %(limit)s
+ WHERE {_VISIT} ORDER BY node, ordinal DESC LIMIT {NODES}
 """
 
 
@@ -130,7 +131,7 @@ class SessionManager:
 
     def steps(self, tenant_id: str, trace_id: UUID, *, before: int | None = None) -> dict[str, Json]:
         """What each node of the trace came to when it last came to something in its newest 20 visits, of at most 1,000 nodes."""
-        rows = self._db.once(BY_NODE, {"tenant": tenant_id, "trace": trace_id, "before": before, "limit": 1000})
+        rows = self._db.once(BY_NODE, {"tenant": tenant_id, "trace": trace_id, "before": before})
         return {row["node"]: _result(row, self._blobs.expand(tenant_id, row["output"]) or {}) for row in rows}
 
 
