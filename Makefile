@@ -41,7 +41,8 @@ test: $(VENV)/.dev-ready  ## the tests; servers that are not there are skipped (
 	@$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
 
 faults: $(VENV)/.dev-ready  ## every fault test, against servers it starts itself
-	@$(BIN)/python -m pytest tests/faults tests/simulation -m "faults or not faults" --durations=15 $(ARGS)
+	@AGENTMESH_TEST_FIGURES=$$(mktemp) $(BIN)/python -m pytest tests/faults tests/simulation -m "faults or not faults" \
+	  -n 2 --dist loadfile --durations=15 $(ARGS)
 
 soak: $(VENV)/.dev-ready  ## the same with a new seed each time, again and again for MINUTES (60)
 	@until=$$(($$(date +%s) + 60 * $(or $(MINUTES),60))); while [ $$(date +%s) -lt $$until ]; do \

@@ -1,6 +1,6 @@
 """What a run of the fault tests came to, as `make faults` prints it at its end.
 
-AGENTMESH_TEST_FIGURES names a file to which a run adds its rounds: several runs are then one table.
+AGENTMESH_TEST_FIGURES names a file to which every process of a run adds what it saw: several runs are then one table.
 """
 
 from __future__ import annotations
@@ -47,19 +47,28 @@ class Round:
 
 def note(one: Round) -> None:
     ROUNDS.append(one)
-    if FILE:
-        with Path(FILE).open("a") as file:
-            file.write(json.dumps(asdict(one)) + "\n")
+    _keep(asdict(one))
 
 
 def say(line: str) -> None:
     """A figure of its own, behind the table."""
     SAID.append(line)
+    _keep(line)
+
+
+def _keep(said: object) -> None:
+    if FILE:
+        with Path(FILE).open("a") as file:
+            file.write(json.dumps(said) + "\n")
 
 
 def table() -> Iterator[str]:
     """All rounds, those of earlier runs too; nothing where there were none."""
-    rounds = [Round(**json.loads(line)) for line in Path(FILE).read_text().splitlines()] if FILE and ROUNDS else ROUNDS
+    rounds, said = ROUNDS, SAID
+    if FILE and Path(FILE).exists():
+        kept = [json.loads(line) for line in Path(FILE).read_text().splitlines()]
+        rounds = [Round(**one) for one in kept if isinstance(one, dict)]
+        said = [one for one in kept if isinstance(one, str)]
     if not rounds:
         return
     deaths = [one for one in rounds if "_f01_" in one.test or "_f02_" in one.test or "_f24_" in one.test]
@@ -71,4 +80,4 @@ def table() -> Iterator[str]:
     yield f"traces lost                      {sum(one.lost for one in rounds)}"
     yield f"results recorded twice           {sum(one.doubled for one in rounds)}"
     yield f"slowest recovery from a death    {slow.recovery_s:.1f} s, with a lease of 1 s ({slow.test})"
-    yield from SAID
+    yield from said
