@@ -6,6 +6,7 @@ what is missing.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -18,6 +19,7 @@ from agentmesh.execution.draft import Position
 from agentmesh.execution.executors import NO_SUCCESS
 from agentmesh.execution.moving import Mover
 from agentmesh.execution.views import HostedAgent, Parts, Views
+from agentmesh.infrastructure import jsontext
 from agentmesh.records import Action, Json
 from agentmesh.state.traces import Taken
 
@@ -96,7 +98,21 @@ class Foresight:
             return f"it waits for {step['waits_for']}{until}"
         waiting = sorted({f"{one.call['label']} ({one.call['status']})" for one in self._at.calls if one.call["status"]
                           in {"held", "ready", "running"}})  # fmt: skip
+        if self._at.terms is not None:
+            ended = [f"{one.call['label']} {_counts(one.call['heard'])}" for one in self._at.calls if one.call["heard"]]
+            return (
+                f"{len(ended)} of {step['slots']} have ended: {', '.join(ended) or 'none'}; open: {', '.join(waiting)}"
+            )
         return f"{step['wins']} of the {step['need']} it needs have succeeded, {step['pending']} are open: {', '.join(waiting)}"
+
+
+def _counts(heard: Mapping[str, Json]) -> str:
+    """What the end of an agent among others counts for."""
+    if heard.get("vote") is not None:
+        return f"votes {jsontext.canonical(heard['vote']).decode()[:80]}"
+    if "accepted" in heard:
+        return "is accepted" if heard["accepted"] else "is refused"
+    return "counts for nothing"
 
 
 def _said(decision: Decision) -> dict[str, Json]:

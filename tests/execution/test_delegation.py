@@ -279,6 +279,19 @@ def test_two_votes_that_end_at_once_are_both_seen(world, monkeypatch):
     assert children(lab, trace)["cid"] == "cancelled"
 
 
+@pytest.mark.parametrize(("terms", "why"), [
+    ({"vote": "result.kind"}, '2 of 3 have ended: ann votes "a", bob counts for nothing; open: cid (running)'),
+    ({"accept": "result.kind == 'b'"}, "2 of 3 have ended: ann is refused, bob counts for nothing; open: cid (running)"),
+])  # fmt: skip
+def test_a_dump_says_how_far_a_contest_is(world, terms, why):
+    lab = world({"delegate": list(VOTERS), **terms}, say={"ann": {"kind": "a"}, "bob": ValueError("no"), "cid": ...})
+    trace = lab.mesh.router.dispatch("work", "tester", "puppet", "c-1", {})
+    for _ in range(4):
+        lab.answer()
+    lab.bells.waiting.clear()
+    assert lab.mesh.dumps.dump(trace.id)["next"][0]["why"] == why
+
+
 def test_a_poll_that_a_person_settles_goes_on_with_what_was_said(world):
     lab = world(VOTE, {"finish": {"=": "result"}}, say=dict.fromkeys(VOTERS, ...))
     trace = lab.mesh.router.dispatch("work", "tester", "puppet", "c-1", {})
