@@ -218,7 +218,8 @@ class ChainTypes:
             yield from check.given(common, used.path)
 
     def _payload(self, inner: Held) -> Iterator[Found]:
-        schema = self._plan.chains[inner.chain].input
+        below = self._plan.chains[inner.chain]
+        schema = None if isinstance(below, str) else below.input
         if schema is None or not isinstance(inner.payload, Mapping) or set(inner.payload) == {"="}:
             return
         known = self.known(inner.step)
