@@ -541,6 +541,15 @@ class OutcomeUnknown(MeshError):
     next = "agentmesh trace show"
 
 
+class ExportRefused(MeshError):
+    """A back end did not take events; they stay where they are."""
+
+    code = "E_EXPORT"
+    exit_code = 5
+    expected = "a back end that takes what it is sent"
+    next = "agentmesh export --help"
+
+
 class ModelUnreachable(MeshError):
     """A model's endpoint does not answer, or not to the end: trying again may help."""
 

@@ -25,7 +25,7 @@ POINTS = frozenset({
     "join.after_commit", "callback.before", "callback.after_handler", "callback.after_commit", "next.after_commit",
     "finish.before_commit", "finish.after_commit", "rescue.after_select", "rescue.after_update", "beat.before",
     "timer.after_fire", "pay.before", "drop.after_cancel", "admission.after_commit", "webhook.before_post",
-    "webhook.after_post", "wire.before_send", "migrate.between",
+    "webhook.after_post", "wire.before_send", "migrate.between", "export.after_write",
 })  # fmt: skip
 
 BARRIER_S = 20.0

@@ -225,6 +225,13 @@ SELECT * FROM (SELECT DISTINCT ON (m.type, m.key) m.type, m.key, m.value, m.vers
 PARTS = {"steps": STEPS, "calls": CALLS, "attempts": ATTEMPTS, "memory": MEMORY}
 
 
+def chain_of(db: Database, tenant: str, plan_hash: str | None) -> str | None:
+    """The name of the chain that a plan was made from; None where there is no such plan, or it has no name."""
+    sql = "SELECT nullif(chain, '') AS chain FROM mesh.plans WHERE tenant_id = %(tenant)s AND hash = %(hash)s"
+    rows = db.read(sql, {"tenant": tenant, "hash": plan_hash}) if plan_hash else []
+    return rows[0]["chain"] if rows else None
+
+
 def header(db: Database, tenant: str, trace_id: UUID) -> Row:
     """The trace's own row. Raises UnknownTrace."""
     rows = db.read(ONE, {"id": trace_id, "tenant": tenant})

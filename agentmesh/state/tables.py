@@ -391,7 +391,20 @@ events = sa.Table(
     _uuid("call_id"),
     _json("body", default="{}"),
     _time("at", now=True),
+    # the transaction that wrote it: readers stop before the oldest that still runs
+    sa.Column("xid", sa.BigInteger, server_default=sa.text("(pg_current_xact_id())::text::bigint")),
+    sa.Index("events_written", "xid", postgresql_using="brin"),
     postgresql_partition_by="RANGE (trace_id)",
+)
+
+exports = sa.Table(
+    "exports",
+    metadata,
+    sa.Column("name", sa.Text, primary_key=True),
+    sa.Column("xid", sa.BigInteger, nullable=False),
+    _uuid("trace_id", null=False),
+    _int("seq", None),
+    _time("at", now=True),
 )
 
 effects = sa.Table(

@@ -78,6 +78,19 @@ CREATE OR REPLACE VIEW inv.traces AS SELECT id::text, tenant_id, context_id, par
     FROM mesh.agents a WHERE a.tenant_id = t.tenant_id AND a.id = t.agent) END) AS paused_at, budget_limit, budget_spent, budget_held
   FROM mesh.traces t;
 
+-- How far other systems have read events: each carries the transaction that wrote it. Older ones have none, and are not told.
+ALTER TABLE mesh.events ADD COLUMN xid BIGINT;
+ALTER TABLE mesh.events ALTER COLUMN xid SET DEFAULT (pg_current_xact_id())::text::bigint;
+CREATE INDEX events_written ON mesh.events USING brin (xid);
+CREATE TABLE mesh.exports (
+	name TEXT NOT NULL,
+	xid BIGINT NOT NULL,
+	trace_id UUID NOT NULL,
+	seq INTEGER NOT NULL,
+	at TIMESTAMP WITH TIME ZONE DEFAULT mesh.mesh_now() NOT NULL,
+	CONSTRAINT exports_pkey PRIMARY KEY (name)
+);
+
 -- Who dispatched, steered, decided and changed what: every order's event, and what other orders note, is an audit row of the
 -- same transaction. Roles that only INSERT can write and seal; to change or take away a row nobody has a way.
 CREATE FUNCTION mesh.audit_note(tenant text, action text, said jsonb) RETURNS void LANGUAGE plpgsql AS $$
