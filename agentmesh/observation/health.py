@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from agentmesh.infrastructure.database import Database, Row
 
 # Workers serve every tenant and belong to none.
@@ -81,6 +83,30 @@ def held_by(db: Database, tenant: str, name: str) -> int:
     """How many traces and calls name this worker right now."""
     rows = db.once(HELD, {"tenant": tenant, "name": name})
     return int(rows[0]["n"]) if rows else 0
+
+
+# Each is a partial index of open rows; of all tenants together.
+OPEN = """
+SELECT (SELECT count(*) FROM mesh.dead_letters WHERE settled_at IS NULL) AS dead_letters,
+ (SELECT count(*) FROM mesh.deliveries WHERE status = 'ready') AS deliveries,
+ (SELECT count(*) FROM mesh.audit WHERE seq IS NULL) AS unsealed
+"""
+
+ENDED = """
+SELECT agent, status, extract(epoch FROM ended_at - created_at)::float8 AS seconds FROM mesh.traces
+ WHERE id = ANY(%(ids)s) AND tenant_id = ANY(%(tenants)s) AND ended_at IS NOT NULL
+"""
+
+
+def open_rows(db: Database) -> Row:
+    """How many dead letters and deliveries wait, and how many audit rows nobody has sealed yet."""
+    return db.read(OPEN)[0]
+
+
+def ended(db: Database, found: Sequence[Row]) -> list[Row]:
+    """Agent, status and length of the traces that ended with these events."""
+    given = {"ids": [row["trace_id"] for row in found], "tenants": sorted({row["tenant_id"] for row in found})}
+    return db.read(ENDED, given) if found else []
 
 
 # Of all tenants: a queue belongs to none.
