@@ -315,7 +315,7 @@ class _Walk:
         """How a node of a plan with branches ends at once, or the decision that ends the trace; None: it is a step."""
         if node.when is not None and not holds(node.when, self._variables, _source(node, "when")):
             return "skipped"
-        if isinstance(node, plans.ForEach):
+        if isinstance(node, plans.ForEach) or (isinstance(node, plans.Delegate) and node.each is not None):
             return "done" if self._items(node) == [] else None
         if not _is_move(node):
             return None
@@ -385,7 +385,7 @@ class _Walk:
                 raise AssertionError(f"{node.id} is a step")
         return _Onward(node.next)
 
-    def _open(self, node: plans.Place) -> Decision | _Onward:
+    def _open(self, node: plans.Place) -> Decision | _Onward:  # noqa: PLR0911 - one a kind
         """The visit to a node that is a step."""
         if self._state.steps >= self._state.policy.max_steps:
             return Fail(_endless(self._state.policy), self._route)
@@ -396,6 +396,8 @@ class _Walk:
                 return self._tools(node)
             case plans.ForEach():
                 return self._each(node)
+            case plans.Delegate(each=str()):
+                return self._send_each(node)
             case plans.Delegate(errands=errands):
                 sent = tuple((one.label, self._fill(node, one.payload)) for one in errands)
                 return Send(node.id, self._iteration, sent, self._route, terms_of(node, self._variables))
@@ -424,9 +426,23 @@ class _Walk:
         action = Action(slots=tuple(uses), strategy="parallel", require=_need(node.require, len(uses)))
         return CallTools(node.id, action, self._iteration, node.limit, self._route)
 
-    def _items(self, node: plans.ForEach) -> list[Json]:
+    def _send_each(self, node: plans.Delegate) -> Decision | _Onward:
+        items, payload = self._items(node), node.errands[0].payload
+        if not items:
+            return _Onward(node.next)
+        if len(items) > plans.MAX_ITEMS:
+            raise BadRule(f"node {node.id} sends a child for each of too many", value=len(items),
+                          expected=f"at most {plans.MAX_ITEMS} items")  # fmt: skip
+        sent = tuple(
+            (f"item-{index}", self._fill(node, payload, {"item": item, "index": index}))
+            for index, item in enumerate(items)
+        )
+        return Send(node.id, self._iteration, sent, self._route)
+
+    def _items(self, node: plans.ForEach | plans.Delegate) -> list[Json]:
         """What it is done for; where that is nothing, its result is an empty list. Raises BadRule for what is no list."""
-        items = fill({"=": node.items}, self._variables, _source(node, "for_each"))
+        said = node.items if isinstance(node, plans.ForEach) else node.each
+        items = fill({"=": said}, self._variables, _source(node, "for_each"))
         if not isinstance(items, list):
             raise BadRule(f"node {node.id} is for each of what is no list", value=items, expected="a list")
         if not items:

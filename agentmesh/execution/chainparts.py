@@ -32,8 +32,9 @@ KINDS: dict[str, tuple[str, ...]] = {
     "jump_if": ("id", "then", "else", "limit"), "jump": ("id", "limit"), "switch": ("id", "else", "limit"),
     "wait": COMMON, "signal": (*COMMON, "schema", "within"),
     "approval": (*COMMON, "who", "options", "within", "escalate", "reason"),
-    "delegate": (*COMMON, "intent", "payload", "permissions", "wait", "require", "vote", "quorum", "accept", "within"),
-    "chain": (*COMMON, "payload"), "parallel": (*COMMON, "payload", "require"),
+    "delegate": (*COMMON, "intent", "payload", "permissions", "wait", "require", "vote", "quorum", "accept", "within",
+                 "for_each"),
+    "chain": (*COMMON, "payload", "for_each", "require"), "parallel": (*COMMON, "payload", "require"),
     "finish": ("id", "when", "needs"), "fail": ("id", "when", "needs", "code"),
 }  # fmt: skip
 """What a step may say, by the key that names its kind."""

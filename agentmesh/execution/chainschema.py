@@ -82,7 +82,7 @@ KEYS: dict[str, Schema] = {
     "who": {"type": "array", "items": TEXT}, "options": NAMES | {"minItems": 2},
     "escalate": _object({"after": DURATION, "who": {"type": "array", "items": TEXT}}, "after", "who"),
     "needs": _one_or_many(NAMED), "reason": {"enum": ["required", "optional"]}, **ERRAND, "wait": YES_OR_NO, "code": TEXT,
-    "vote": CEL, "accept": CEL, "quorum": {"anyOf": [{"const": "majority"}, COUNT]},
+    "for_each": CEL, "vote": CEL, "accept": CEL, "quorum": {"anyOf": [{"const": "majority"}, COUNT]},
 }  # fmt: skip
 """What every other key of a step takes."""
 

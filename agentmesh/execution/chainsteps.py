@@ -189,7 +189,7 @@ class Steps(Parts, ABC):
             if whom is None:
                 return None
             said = given(raw, "intent", "payload", "permissions") | said
-            self._template(place, said.get("payload"))
+            self._template(place, said.get("payload"), each="for_each" in raw)
             permissions = said.get("permissions")
             errands.append(plans.Errand(
                 **whom, intent=said.get("intent"), payload=said.get("payload"),
@@ -199,10 +199,21 @@ class Steps(Parts, ABC):
             return self.wrong(
                 (*path, "delegate"), "two errands would go by one name", twice[0], "a different 'as' for each"
             )
-        more = given(raw, "require", "wait") | self._terms(step, errands)
+        more = given(raw, "require", "wait") | self._terms(step, errands) | self._each(step, errands)
         if "within" in raw:
             more["within_s"] = self._duration((*path, "within"), raw["within"])
         return plans.Delegate(**fields, kind="delegate", errands=tuple(errands), **more)
+
+    def _each(self, step: Step, errands: list[plans.Errand]) -> dict[str, Any]:
+        """The list for whose items one errand is done."""
+        raw, path = step.raw, (*step.path, "for_each")
+        if "for_each" not in raw:
+            return {}
+        if len(errands) != 1 or errands[0].count is not None:
+            self.wrong(path, "one errand is done for each", raw["for_each"], "one agent, capability or chain")
+        if odd := [key for key in ("vote", "accept") if key in raw] + ["wait"] * (raw.get("wait") is False):
+            self.wrong(path, f"{odd[0]} means nothing beside for_each", raw["for_each"], "the list of all results")
+        return {"each": self._expression(path, raw["for_each"], role="items")}
 
     def _whom(self, place: Path, said: dict[str, Json]) -> Any:
         """Who does an errand, and the name it goes by; None, and the mistake is noted."""
@@ -260,10 +271,11 @@ class Steps(Parts, ABC):
         name = raw["chain"]
         if self._name(path, name, "a chain", self.known.chains) or not self._adopt(path, name):
             return None
-        self._template((*step.path, "payload"), raw.get("payload"))
-        self._held.append(Held((*step.path, "payload"), step.id, name, raw.get("payload")))
+        self._template((*step.path, "payload"), raw.get("payload"), each="for_each" in raw)
+        self._held.append(Held((*step.path, "payload"), step.id, name, raw.get("payload"), each="for_each" in raw))
         errand = plans.Errand(label=name, chain=name, payload=raw.get("payload"))
-        return plans.Delegate(**fields, kind="delegate", errands=(errand,))
+        more = given(raw, "require") | self._each(step, [errand])
+        return plans.Delegate(**fields, kind="delegate", errands=(errand,), **more)
 
     def _adopt(self, path: Path, name: str) -> bool:
         """Whether the chain of this name, and all that it names, can be read."""

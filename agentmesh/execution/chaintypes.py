@@ -72,6 +72,7 @@ class Held:
     step: str
     chain: str
     payload: Json
+    each: bool = False
 
 
 class ChainTypes:
@@ -104,7 +105,7 @@ class ChainTypes:
         found = self._shared | {"result": self._incoming(step)}
         if each:
             node = self._plan.node(step)
-            items = self._shape({"=": node.items}, found)
+            items = self._shape({"=": node.items if isinstance(node, plans.ForEach) else node.each}, found)
             found |= {"index": NUMBER, "item": items.items or ANYTHING}
         return found
 
@@ -121,6 +122,8 @@ class ChainTypes:
                     made = {use.label: self._returns(use) for slot in slots for use in slot}
                 case plans.ForEach():
                     made = {node.id: self._steps[node.id]}
+                case plans.Delegate(each=str()):
+                    made = {node.id: list_of(ANYTHING)}
                 case plans.Delegate(errands=errands):
                     made = {one.label: ANYTHING for one in errands}
                 case _:
@@ -141,12 +144,14 @@ class ChainTypes:
 
     # --- what steps come to
 
-    def _result(self, node: plans.Place) -> Shape:
+    def _result(self, node: plans.Place) -> Shape:  # noqa: PLR0911 - one a kind
         match node:
             case plans.Tools(slots=tuple() as slots):
                 return self._of_tools(node, [use for slot in slots for use in slot])
             case plans.ForEach(use=use):
                 return list_of(union([self._returns(use), NULL]))
+            case plans.Delegate(each=str()):
+                return list_of(ANYTHING)
             case plans.Signal(payload_schema=schema) if schema is not None:
                 return of_schema(schema)
             case plans.Approval(options=options):
@@ -222,7 +227,7 @@ class ChainTypes:
         schema = None if isinstance(below, str) else below.input
         if schema is None or not isinstance(inner.payload, Mapping) or set(inner.payload) == {"="}:
             return
-        known = self.known(inner.step)
+        known = self.known(inner.step, each=inner.each)
         check = _Arguments(f"chain {inner.chain}", schema, lambda value: self._shape(value, known))
         known_names = schema.get("properties", {})
         yield from check.of({name: value for name, value in inner.payload.items() if name in known_names}, inner.path)

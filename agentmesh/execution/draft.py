@@ -217,7 +217,7 @@ class Position:
         match self.kind:
             case "reason":
                 return {"answer": result.value}
-            case "tools" if self.for_each:
+            case "tools" | "delegate" if self.for_each:
                 return {"results": {self.node: result.value}, "failures": list(result.failures), "ok": result.ok}
             case "tools" | "delegate":
                 kept = {"results": self.results(), "failures": list(result.failures), "ok": result.ok}

@@ -60,6 +60,7 @@ class Errands:
             self._opened(at, decision, policy), status="waiting", require=str(node.require), need=need, slots=slots,
             pending=slots, waits_for="children", wake_s=node.within_s,
             action={"strategy": "serial" if slots == 1 and node.errands[0].count is None else "parallel"}
+            | ({"for_each": True} if node.each is not None else {})
             | ({"terms": self._kept(at, decision.terms)} if decision.terms is not None else {}),
         )  # fmt: skip
         for slot, (one, child) in enumerate(sent):
@@ -97,6 +98,9 @@ class Errands:
 
     def _asked(self, at: Position, node: plans.Delegate, payloads: dict[str, Json]) -> Iterator[Asked]:
         """Whom each errand is given to. Several for one errand are others than those that are named, or chosen before."""
+        if node.each is not None:
+            yield from self._asked_each(at, node.errands[0], payloads)
+            return
         names = {one.label for one in node.errands if one.count is None}
         busy: Counter[str] = Counter(one.agent for one in node.errands if one.agent is not None)
         for errand in node.errands:
@@ -114,6 +118,16 @@ class Errands:
             for one in chosen:
                 busy[one.agent] += 1
                 yield give(errand.label if errand.count is None else one.agent, one.agent, choice)
+
+    def _asked_each(self, at: Position, errand: plans.Errand, payloads: dict[str, Json]) -> Iterator[Asked]:
+        """The same errand for each item; of those that offer a capability each time whoever has least to do."""
+        found, busy = self._offers(at, errand) if errand.capability is not None else [], Counter[str]()
+        for label, payload in payloads.items():
+            agent = errand.agent or at.held.agent
+            if errand.capability is not None:
+                agent = cooperation.choose(found, None, of=errand.capability, busy=busy, seed=str(at.held.id))[0].agent
+                busy[agent] += 1
+            yield Asked(errand, payload, label, agent)
 
     def _offers(self, at: Position, errand: plans.Errand) -> list[Offer]:
         """Raises NoAgent where nobody has announced it."""

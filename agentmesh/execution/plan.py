@@ -38,6 +38,8 @@ Otherwise = Literal["next", "finish", "trigger"]
 """Where a step goes when no callback ruled; trigger: on when its policy says `trigger_next_action`, else finish."""
 
 MAX_TURNS = 100
+MAX_ITEMS = 200
+"""For how many items of a list child traces may be sent at once."""
 MAX_COUNT = 100
 """How many agents one errand may be given to."""
 
@@ -180,7 +182,8 @@ class Delegate(Place):
 
     Their answers may be one by `vote`, what the expression comes to for each: the value that a `quorum` of them have,
     else the one that most have. Or the first that `accept` holds for wins. Those that can change nothing any more are
-    cancelled. `within_s` is how long they have at most.
+    cancelled. `within_s` is how long they have at most. With `each`, its one errand is done for every item of that list, by
+    a child each; the result is a list in the order of the items.
     """
 
     kind: Literal["delegate"]
@@ -190,6 +193,7 @@ class Delegate(Place):
     vote: Condition | None = None
     quorum: Annotated[int, Field(ge=1)] | Literal["majority"] | None = None
     accept: Condition | None = None
+    each: Condition | None = None
     within_s: Annotated[float, Field(gt=0, le=366 * 86_400)] | None = None
 
 
@@ -302,7 +306,7 @@ def texts_of(node: Place) -> Iterator[str]:
     """Every expression of a node."""
     body = node.model_dump(mode="json", exclude_none=True)
     yield from expressions(body)
-    yield from (body[key] for key in ("when", "items", "vote", "accept") if key in body)
+    yield from (body[key] for key in ("when", "items", "each", "vote", "accept") if key in body)
     yield from (one["when"] for one in body.get("cases", ()))
 
 

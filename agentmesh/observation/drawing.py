@@ -154,6 +154,7 @@ def _does(node: Any) -> str:  # noqa: PLR0911, PLR0912 - one a kind
             return f"approval{who}: {' / '.join(node.options)}{_within(node)}"
         case plans.Delegate():
             to = ", ".join(_whom(one) for one in node.errands)
+            to += f" for each of {node.each}" if node.each is not None else ""
             return to + (_terms(node) if node.wait else ", nobody waits")
         case plans.Finish():
             return "" if node.result is None else _value(node.result)

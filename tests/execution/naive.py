@@ -200,6 +200,8 @@ class Naive:
                 raise Wrong("E_CHAIN")
             calls = [tuple((use.label, use.tool, _put(use.args, self.v)) for use in slot) for slot in node.slots]
             return self.run_tools(node, calls, node.strategy, node.require, None)
+        if node.kind == "delegate" and node.each is not None:
+            return self.send_each(node)
         if node.kind == "delegate":
             sent = [(one.label, _put(one.payload, self.v)) for one in node.errands]
             self.enter("send", node, sent, self.terms(node))
@@ -213,6 +215,18 @@ class Naive:
             said = {"vote": node.vote, "given": TERMS[node.vote](self.v)}
             return said if node.quorum is None else said | {"quorum": node.quorum}
         return None if node.accept is None else {"accept": node.accept, "given": TERMS[node.accept](self.v)}
+
+    def send_each(self, node: Any) -> str | None:
+        items = VALUES[node.each](self.v)
+        if not isinstance(items, list):
+            raise Wrong("E_RULE")
+        if not items:
+            self.v["result"] = []
+            return self.after(node)
+        values = [self.v | {"item": item, "index": index} for index, item in enumerate(items)]
+        sent = [(f"item-{index}", _put(node.errands[0].payload, here)) for index, here in enumerate(values)]
+        self.enter("send", node, sent, None)
+        return self.comes_to(node)
 
     def for_each(self, node: Any) -> str | None:
         items = VALUES[node.items](self.v)

@@ -69,7 +69,7 @@ def make_plan(pick: Pick) -> BehaviorPlan:
     return BehaviorPlan.model_validate_json(json.dumps(body))
 
 
-def _fill(made: dict[str, Any], pick: Pick, targets: Sequence[str]) -> None:  # noqa: PLR0912 - one a kind
+def _fill(made: dict[str, Any], pick: Pick, targets: Sequence[str]) -> None:  # noqa: PLR0912, PLR0915 - one a kind
     if made["kind"] not in MOVES:
         made["otherwise"] = pick(("next",) * 8 + ("trigger", "finish"))
         made["on_fail"] = pick(targets) if pick((True, False)) else None
@@ -103,7 +103,10 @@ def _fill(made: dict[str, Any], pick: Pick, targets: Sequence[str]) -> None:  # 
         case "delegate":
             made["errands"] = [{"label": "e", "agent": "other", "payload": pick(VALUES)}]
             made["wait"] = pick((True, True, False))
-            if made["wait"]:
+            if made["wait"] and pick((True, False, False)):
+                made["each"] = pick(("payload.items",) * 3 + ("vars.list", "result"))
+                made["errands"][0]["payload"] = pick(({"=": "item"}, {"n": {"=": "index * 10"}}, {"=": "result"}))
+            elif made["wait"]:
                 made |= pick(TERMS)
         case "finish":
             made["result"] = pick((None, *VALUES))

@@ -114,6 +114,10 @@ chain: c\nstepz: []\nsteps: [{finish: 1}]\n
     c.yaml:3:13: a chain of this name is not known · one of bad, loop, other
 {chain: loop}
     loop.yaml:2:17: a chain holds itself · delegate to the agent for a recursion
+{delegate: [a, b], for_each: payload.l}
+    c.yaml:3:34: one errand is done for each · one agent, capability or chain
+{delegate: a, for_each: payload.l, wait: false}
+    c.yaml:3:29: wait means nothing beside for_each · the list of all results
 {chain: othr}
     c.yaml:3:13: a chain of this name is not known · one of bad, loop, other · did you mean other?
 {chain: bad}

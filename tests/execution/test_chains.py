@@ -449,6 +449,34 @@ def test_a_child_has_no_more_permissions_than_its_errand_and_its_parent(pair):
     assert child["permissions"] == []
 
 
+def test_a_child_is_sent_for_each_item_and_their_results_are_a_list(pair):
+    errand = {
+        "delegate": "helper",
+        "for_each": "payload.numbers",
+        "payload": {"n": {"=": "item"}, "at": {"=": "index"}},
+    }
+    lab, trace = pair(errand | {"id": "all"}, {"finish": {"=": "[result, steps.all]"}}, payload={"numbers": [5, 6]})
+    each = [{"n": 5, "at": 0}, {"n": 6, "at": 1}]
+    assert result(trace) == [each, each]
+    assert len(children(lab, trace)) == 2
+
+
+@pytest.mark.parametrize(("numbers", "ends"), [([], []), (list(range(201)), "E_RULE"), (5, "E_RULE")])
+def test_children_for_nothing_too_many_or_no_list(pair, numbers, ends):
+    errand = {"delegate": "helper", "for_each": "payload.numbers", "payload": {"n": {"=": "item"}}}
+    lab, trace = pair(errand, {"finish": {"=": "result"}}, payload={"numbers": numbers})
+    assert children(lab, trace) == []
+    assert (lab.trace(trace)["error"] or {}).get("code", lab.trace(trace)["result"]) == ends
+
+
+def test_a_child_for_an_item_that_failed_is_retried_alone(pair, mending):
+    errand = {"delegate": "helper", "for_each": "payload.numbers", "payload": {"n": {"=": "item"}}}
+    lab, trace = pair(errand, {"finish": {"=": "result"}}, payload={"numbers": [1, 2]}, helper=mending)
+    mending.up.append(1)
+    again(lab, trace)
+    assert (result(trace), len(children(lab, trace))) == ([1, 2], 2)
+
+
 @pytest.fixture
 def mending():
     """A reasoner that fails until `up` is not empty, with nothing tried twice."""
