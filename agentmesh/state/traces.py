@@ -16,6 +16,7 @@ import psycopg
 
 from agentmesh.errors import UnknownTrace
 from agentmesh.infrastructure.database import Database, Row, Tx, jsonb
+from agentmesh.infrastructure.faults import point
 from agentmesh.records import Json, Ring, new_id
 from agentmesh.state import deliveries, inbox, landing, memory
 from agentmesh.state.changes import Change, MemoryWrite, NewStep, plain
@@ -415,6 +416,7 @@ def commit(db: Database, held: Held, change: Change) -> Landed | None:
         with db.begin() as tx:
             row = tx.one(sql, params)
             if row is not None:
+                point("memory.in_commit")
                 if change.closes:
                     at = {"trace": held.id, "tenant": held.tenant_id}
                     close(tx, at, besides=[one.id for one in change.new_steps])

@@ -12,7 +12,7 @@ from tests.meshes import Process
 
 POINTS = (
     "receive.after_claim", "prepare.after_context", "reason.before", "reason.after_answer", "reason.after_commit",
-    "callback.before", "callback.after_handler", "finish.before_commit", "finish.after_commit", "receive.before_verify",
+    "callback.before", "callback.after_handler", "finish.before_commit", "finish.after_commit", "memory.in_commit",
 )  # fmt: skip
 ENDED = {"done", "failed", "cancelled"}
 AGENT = """
@@ -32,7 +32,7 @@ memory:
 # A summary names its last turn by when that ended: that alone differs between two conversations.
 REMEMBERED = """
 SELECT type, key, version, said - 'through' AS value, origin, deleted FROM (
-  SELECT *, CASE WHEN jsonb_typeof(value) = 'object' THEN value ELSE jsonb_build_object('is', value) END AS said FROM mesh.memory) m
+  SELECT *, CASE jsonb_typeof(value) WHEN 'object' THEN value ELSE jsonb_build_object('is', value) END AS said FROM mesh.memory) m
  WHERE context_id = %s ORDER BY type, key, version, said::text
 """
 
@@ -61,7 +61,7 @@ def talk(bench: Bench, context: str, turns: int, *faults: str) -> list[Any]:
 @pytest.mark.parametrize(
     ("turns", "faults"),
     [
-        pytest.param(6, ["callback.after_handler=kill@6"], id="6 turns, 1 kill"),
+        pytest.param(6, ["memory.in_commit=kill@4"], id="6 turns, 1 kill"),
         pytest.param(50, [f"{one}=kill@5" for one in POINTS], id="50 turns, 10 kills", marks=pytest.mark.faults),
     ],
 )
