@@ -61,6 +61,7 @@ class Errands:
             pending=slots, waits_for="children", wake_s=node.within_s,
             action={"strategy": "serial" if slots == 1 and node.errands[0].count is None else "parallel"}
             | ({"for_each": True} if node.each is not None else {})
+            | ({"within_s": node.within_s} if node.within_s is not None else {})
             | ({"terms": self._kept(at, decision.terms)} if decision.terms is not None else {}),
         )  # fmt: skip
         for slot, (one, child) in enumerate(sent):

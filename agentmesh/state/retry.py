@@ -98,6 +98,11 @@ SELECT t.id, t.status, t.parent_owed FROM mesh.calls c JOIN mesh.traces t ON t.i
    AND t.status IN ('done', 'failed', 'cancelled') ORDER BY t.id
 """
 
+ANEW = """
+UPDATE mesh.steps SET wake_at = mesh.mesh_now() + make_interval(secs => (action->>'within_s')::float8)
+ WHERE id = %(step)s AND trace_id = %(trace)s AND tenant_id = %(tenant)s AND status = 'waiting' AND action ? 'within_s'
+"""
+
 TELL_AGAIN = """
 UPDATE mesh.traces SET parent_owed = true WHERE id = %(child)s AND tenant_id = %(tenant)s
    AND status IN ('done', 'failed', 'cancelled')
@@ -207,6 +212,7 @@ def _wait_again(tx: Tx, at: dict[str, Any], step: Row) -> list[Ring]:
     joined = won >= step["need"]
     status, pending = ("joined", 0) if joined else ("waiting", len(again))
     row = tx.one(REOPEN_STEP, at | {"status": status, "phase": "run", "pending": pending, "wins": won})
+    tx.count(ANEW, at)
     return [_step_ring(row, at["trace"])] if row and joined else []
 
 

@@ -510,6 +510,16 @@ def test_a_retried_step_waits_for_its_failed_children_which_are_retried(pair, me
     assert lab.step(trace)["pending"] == 0
 
 
+def test_a_retried_step_gives_its_children_their_time_anew(pair, mending):
+    lab, trace = pair({"delegate": "helper", "payload": {"n": 1}, "within": "1h"}, helper=mending)
+    lab.shift(2 * 3600)
+    retry.retry(lab.mesh.db, tenant="default", trace_id=trace.id, by="ann")
+    [left] = lab.rows(
+        "SELECT extract(epoch FROM wake_at - mesh.mesh_now())::float8 AS s FROM mesh.steps WHERE kind = 'delegate'"
+    )
+    assert 3500 < left["s"] <= 3600
+
+
 def test_a_child_that_was_mended_by_itself_counts_when_its_parent_is_retried(pair, mending):
     lab, trace = pair({"delegate": "helper", "payload": {"n": 1}}, {"finish": {"=": "[result]"}}, helper=mending)
     mending.up.append(1)
