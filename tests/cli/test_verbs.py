@@ -26,6 +26,12 @@ def test_agents_are_listed_with_their_live_workers(mesh_cli: Cli, lab: Any) -> N
     assert "tools\twork, twice" in mesh_cli("agents", "show", "puppet").out
 
 
+def test_an_agent_says_what_others_may_ask_of_it(mesh_cli: Cli, make_lab: Any) -> None:
+    make_lab(capabilities=["translate", "ocr"])
+    assert "offers\ttranslate, ocr" in mesh_cli("agents", "show", "puppet").out
+    assert mesh_cli("agents", "show", "puppet", "--json").json["spec"]["capabilities"] == ["translate", "ocr"]
+
+
 def test_an_agent_nobody_announced_is_not_found(mesh_cli: Cli, lab: Any) -> None:
     ran = mesh_cli("agents", "show", "pupet", "--json")
     assert (ran.code, ran.problem["code"]) == (3, "E_AGENT_UNKNOWN")
