@@ -62,7 +62,7 @@ from agentmesh.execution.views import Parts
 from agentmesh.infrastructure import migrate, yamlfiles
 from agentmesh.infrastructure.cron import following
 from agentmesh.infrastructure.database import Database, Row
-from agentmesh.infrastructure.logging import configure, redact
+from agentmesh.infrastructure.logging import configure, name_process, redact
 from agentmesh.infrastructure.secrets import secret
 from agentmesh.infrastructure.settings import Settings
 from agentmesh.infrastructure.settings import load as load_settings
@@ -479,6 +479,7 @@ class Mesh:
         Returns the queues to consume. In a lone process it does not return: that one serves its worker, and ends with
         it. Raises DatabaseNotMigrated, DatabaseUnreachable, or what agent files raise.
         """
+        name_process(worker=name)
         ends = pipes(os.environ)
         self._threads = 1 if pool == "prefork" else concurrency
         self.require_migrated()

@@ -378,6 +378,7 @@ class Attempt(Answer):
     outcome: str | None
     error: Json
     progress: Json
+    log: Json
     worker: str | None
 
 

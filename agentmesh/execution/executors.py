@@ -17,6 +17,7 @@ from typing import Any, ClassVar
 from uuid import UUID
 
 import structlog
+from structlog.contextvars import bind_contextvars, bound_contextvars, unbind_contextvars
 
 from agentmesh.behavior.reasoners import parse_action
 from agentmesh.behavior.session import Session
@@ -90,8 +91,13 @@ class Executor:
         except (ValueError, UnknownPlan) as exc:  # a policy that this release does not read, a plan that is gone
             last = Position.of(taken, Policy())
             at = self._crashed(last, exc)
-        while at is not None:
-            last, at = at, self._step(at)
+        with bound_contextvars(trace_id=str(taken.trace.id), agent=taken.trace.agent):
+            try:
+                while at is not None:
+                    bind_contextvars(step_id=str(at.step_id), attempt=at.attempt_n)
+                    last, at = at, self._step(at)
+            finally:
+                unbind_contextvars("step_id", "attempt")
         return last.outcome
 
     # --- by hand --------------------------------------------------------------------------------------------------

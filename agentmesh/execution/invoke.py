@@ -10,10 +10,12 @@ from typing import Any
 from uuid import UUID
 
 import structlog
+from structlog.contextvars import bound_contextvars
 
 from agentmesh.errors import BadResult
 from agentmesh.execution.tools import Tool, ToolContext
 from agentmesh.infrastructure.faults import point
+from agentmesh.infrastructure.logging import heard
 from agentmesh.records import Json, Later
 
 log = structlog.get_logger("agentmesh.tool")
@@ -27,9 +29,10 @@ def context(
     trace_id: UUID = row["trace_id"]
     return ToolContext(
         call_id=call_id, trace_id=trace_id, tenant=row["tenant_id"], context_id=row["context_id"], intent=row["intent"],
-        tool=row["tool"], attempt=attempt, epoch=row["epoch"], idempotency_key=row["idem_key"], deadline=row.get("deadline"),
+        step_id=row.get("step_id"), tool=row["tool"], attempt=attempt, epoch=row["epoch"],
+        idempotency_key=row["idem_key"], deadline=row.get("deadline"),
         payload=payload if isinstance(payload, dict) else {}, results=results,
-        log=log.bind(trace_id=str(trace_id), call_id=str(call_id), attempt=attempt, tool=row["tool"]), **more,
+        log=log.bind(), **more,
     )  # fmt: skip
 
 
@@ -40,13 +43,25 @@ def invoke(tool: Tool, args: Mapping[str, Json], ctx: ToolContext, *, waits: boo
     """
     checked = tool.check(args)
     point("call.before_effect")
-    if isinstance(checked, dict):
-        value = _one(tool, ctx, checked)
-        value = value if waits and isinstance(value, Later) else _said(tool, value)
-    else:
-        value = [_said(tool, one) for one in _many(tool, ctx, checked)]
+    with bound_contextvars(**_where(ctx)), heard():  # also on a thread of its own, where nobody has said it yet
+        if isinstance(checked, dict):
+            value = _one(tool, ctx, checked)
+            value = value if waits and isinstance(value, Later) else _said(tool, value)
+        else:
+            value = [_said(tool, one) for one in _many(tool, ctx, checked)]
     point("call.after_effect")
     return value
+
+
+def _where(ctx: ToolContext) -> dict[str, Any]:
+    step = {} if ctx.step_id is None else {"step_id": str(ctx.step_id)}
+    return {
+        "trace_id": str(ctx.trace_id),
+        **step,
+        "call_id": str(ctx.call_id),
+        "attempt": ctx.attempt,
+        "tool": ctx.tool,
+    }
 
 
 def _said(tool: Tool, value: Any) -> Json:

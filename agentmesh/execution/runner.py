@@ -22,6 +22,7 @@ from agentmesh.execution.invoke import context, invoke
 from agentmesh.execution.tools import Tool, ToolContext, ToolRegistry
 from agentmesh.infrastructure.database import Database, Tx
 from agentmesh.infrastructure.faults import point
+from agentmesh.infrastructure.logging import about
 from agentmesh.records import Json, Later, Ring, new_id
 from agentmesh.state import calls, later
 from agentmesh.state.blobs import BlobStore
@@ -71,6 +72,19 @@ class ToolRunner:
         return None
 
     def _work(self, claimed: Claimed) -> Settled | None:
+        """What became of the call. What was logged on the way is kept with the attempt."""
+        row = claimed.row
+        where = {"trace_id": row["trace_id"], "step_id": row["step_id"], "call_id": row["id"], "attempt": row["n"]}
+        with about(**where, tool=row["tool"]) as kept:
+            settled = self._settled(claimed)
+        if (said := kept.as_json()) is not None:
+            try:
+                self._tasks.keep_log(claimed, said)
+            except AWAY as exc:
+                log.warning("the log of a call is not kept", call_id=str(row["id"]), error=str(exc).splitlines()[0])
+        return settled
+
+    def _settled(self, claimed: Claimed) -> Settled | None:
         row = claimed.row
         settled: Settled | None
         try:
@@ -96,15 +110,13 @@ class ToolRunner:
         if settled is not None and settled.joined:
             point("join.after_commit")
         status = "stale" if settled is None else settled.status
-        log.info("TOOL_EXEC" if status == "done" else "TOOL_FAIL", call_id=str(row["id"]), tool=row["tool"],
-                 trace_id=str(row["trace_id"]), attempt=row["n"], status=status)  # fmt: skip
+        log.info("TOOL_EXEC" if status == "done" else "TOOL_FAIL", status=status)
         return settled
 
     def _wait(self, claimed: Claimed, said: Later) -> None:
         """Let the call wait for its answer, held by nobody."""
-        row = claimed.row
         if self._kept(lambda: later.wait(self._db, claimed, within_s=said.within_s)):
-            log.info("the answer comes later", call_id=str(row["id"]), tool=row["tool"], trace_id=str(row["trace_id"]))
+            log.info("the answer comes later")
         else:
             calls.mark_stale(self._db, claimed)
 

@@ -62,6 +62,7 @@ class ToolContext:
     deadline: datetime | None
     payload: Mapping[str, Json] = field(default_factory=dict)
     results: Mapping[str, Json] = field(default_factory=dict)
+    step_id: UUID | None = None
     log: Any = None
     tx: Any = None
     holds: Callable[[], bool] = lambda: True

@@ -9,7 +9,9 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Iterator, Mapping, MutableMapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import lru_cache
 from typing import Any, Literal, TextIO
 
@@ -116,6 +118,87 @@ def _as_json(value: object) -> Json:
             return _as_json(str(value))
 
 
+# --- what every line says, and whose lines are kept ---------------------------------------------------------------------
+
+MOST_LINES, MOST_CHARS = 100, 16_000
+_process: dict[str, Json] = {}
+_kept: ContextVar[Kept | None] = ContextVar("kept", default=None)
+
+
+class Kept:
+    """The first lines of one call, redacted: at most 100 and 16,000 characters; `dropped` counts the others."""
+
+    def __init__(self) -> None:
+        self.lines: list[dict[str, Json]] = []
+        self.dropped = 0
+        self.open = False
+        self._chars = 0
+
+    def add(self, event: Event) -> None:
+        line = {key: value for key, value in event.items() if key not in WHERE}
+        self._chars += len(json.dumps(line, default=str))
+        if len(self.lines) < MOST_LINES and self._chars <= MOST_CHARS:
+            self.lines.append(line)
+        else:
+            self.dropped += 1
+
+    def as_json(self) -> Json:
+        """None where nothing was said."""
+        if not self.lines and not self.dropped:
+            return None
+        return {"lines": self.lines} | ({"dropped": self.dropped} if self.dropped else {})
+
+
+WHERE = frozenset({"trace_id", "step_id", "call_id", "attempt", "worker", "tool"})
+"""What says where a line comes from: on every line, but not again on those that are kept where they belong."""
+
+
+def name_process(**about: Json) -> None:
+    """From now on every line of this process says so."""
+    _process.update(about)
+
+
+@contextmanager
+def about(**where: object) -> Iterator[Kept]:
+    """Within, every line of this thread says where it comes from; what is said while it is `heard` is kept."""
+    import structlog  # noqa: PLC0415 - who logs nothing does not pay for it
+
+    kept = Kept()
+    token = _kept.set(kept)
+    try:
+        with structlog.contextvars.bound_contextvars(
+            **{key: str(one) for key, one in where.items() if one is not None}
+        ):
+            yield kept
+    finally:
+        _kept.reset(token)
+
+
+@contextmanager
+def heard() -> Iterator[None]:
+    """Somebody else's code runs now: what it says is kept, where there is a place for it."""
+    kept = _kept.get()
+    if kept is None:
+        yield
+        return
+    kept.open = True
+    try:
+        yield
+    finally:
+        kept.open = False
+
+
+def _of_process(_logger: object, _method: str, event: Event) -> Event:
+    return {**_process, **event}
+
+
+def _keep(_logger: object, _method: str, event: Event) -> Event:
+    kept = _kept.get()
+    if kept is not None and kept.open:
+        kept.add(event)
+    return event
+
+
 def as_json_line(_logger: object, _method: str, event: Event) -> str:
     return json.dumps(event, ensure_ascii=True, default=str)
 
@@ -152,11 +235,13 @@ def configure(
     structlog.configure(
         processors=[
             structlog.contextvars.merge_contextvars,
+            _of_process,
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=not text),
             structlog.processors.format_exc_info,
             _plain,
             redact_event,
+            _keep,
             as_text_line if text else as_json_line,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(level),

@@ -75,7 +75,7 @@ SELECT id, step_id, slot, idx, slot_mode, tool, label, args, effect, status, que
 """
 
 ATTEMPTS = """
-SELECT a.id, a.step_id, a.call_id, a.kind, a.n, a.epoch, a.child, a.started_at, a.ended_at, a.outcome, a.error, a.progress,
+SELECT a.id, a.step_id, a.call_id, a.kind, a.n, a.epoch, a.child, a.started_at, a.ended_at, a.outcome, a.error, a.progress, a.log,
  (SELECT w.name FROM mesh.workers w WHERE w.id = a.worker_id) AS worker,
  extract(epoch FROM coalesce(a.ended_at, mesh.mesh_asof()) - a.started_at)::float8 AS seconds
  FROM mesh.attempts a WHERE a.step_id IN (SELECT s.id FROM mesh.steps s WHERE s.trace_id = %(id)s)

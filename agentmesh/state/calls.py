@@ -298,6 +298,13 @@ class TaskManager:
             {"said": jsonb(progress), "attempt": claimed.attempt_id, "tenant": claimed.row["tenant_id"]},
         )
 
+    def keep_log(self, claimed: Claimed, said: Json) -> None:
+        """What was logged while this attempt ran stands with it."""
+        self._db.once(
+            "UPDATE mesh.attempts SET log = %(said)s::jsonb WHERE id = %(attempt)s AND tenant_id = %(tenant)s",
+            {"said": jsonb(said), "attempt": claimed.attempt_id, "tenant": claimed.row["tenant_id"]},
+        )
+
     def still_mine(self, claimed: Claimed) -> bool:
         """Whether this attempt still holds its call."""
         rows: list[Any] = self._db.once(

@@ -373,6 +373,7 @@ attempts = sa.Table(
     _text("outcome", null=True),
     _json("error"),
     _json("progress"),
+    _json("log"),
     _one_of("kind", "tool", "reason", "callback", "person"),
     _one_of("outcome", "won", "failed", "timeout", "lost", "released", "stale"),
     sa.Index("attempts_call", "call_id", "n", unique=True, postgresql_where=sa.text("call_id IS NOT NULL")),

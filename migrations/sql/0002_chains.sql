@@ -78,6 +78,9 @@ CREATE OR REPLACE VIEW inv.traces AS SELECT id::text, tenant_id, context_id, par
     FROM mesh.agents a WHERE a.tenant_id = t.tenant_id AND a.id = t.agent) END) AS paused_at, budget_limit, budget_spent, budget_held
   FROM mesh.traces t;
 
+-- What a call has logged stands with its attempt.
+ALTER TABLE mesh.attempts ADD COLUMN log JSONB;
+
 -- How far other systems have read events: each carries the transaction that wrote it. Older ones have none, and are not told.
 ALTER TABLE mesh.events ADD COLUMN xid BIGINT;
 ALTER TABLE mesh.events ALTER COLUMN xid SET DEFAULT (pg_current_xact_id())::text::bigint;

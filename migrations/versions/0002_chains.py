@@ -27,7 +27,7 @@ def downgrade() -> None:
         " budget_held FROM mesh.traces; ALTER TABLE mesh.agents DROP COLUMN paused_at, DROP COLUMN paused_by;"
         "DROP TABLE mesh.lanes, mesh.schedules; ALTER TABLE mesh.traces DROP COLUMN lane, DROP COLUMN admitted_at;"
         "ALTER TABLE mesh.traces DROP COLUMN state; ALTER TABLE mesh.workers DROP COLUMN stuck;"
-        "DROP TABLE mesh.exports; ALTER TABLE mesh.events DROP COLUMN xid;"
+        "ALTER TABLE mesh.attempts DROP COLUMN log; DROP TABLE mesh.exports; ALTER TABLE mesh.events DROP COLUMN xid;"
         "DROP TRIGGER events_audited ON mesh.events; DROP TRIGGER heads_whole ON mesh.audit_heads;"
         "DROP FUNCTION mesh.audit_event, mesh.audit_note, mesh.audit_seal, mesh.anchors_only_grow"
     )
