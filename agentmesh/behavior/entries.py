@@ -11,17 +11,23 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator
 
 from agentmesh.infrastructure.fit import flaw
+from agentmesh.infrastructure.settings import Seconds
 from agentmesh.records import Json, Record
 
+Keep = Annotated[Seconds, Field(strict=False)]
 Key = Annotated[str, StringConstraints(min_length=1, max_length=200)]
 
 
 class EntrySpec(Record):
-    """One entry: what its values look like (`{}`: anything), and what it is for. Short-term ones are the trace's."""
+    """One entry: what its values look like (`{}`: anything), and what it is for. Short-term ones are the trace's.
+
+    `keep`: how long a version is kept; None: as long as the agent says.
+    """
 
     json_schema: dict[str, Json] = Field(default_factory=dict, alias="schema")
     description: Annotated[str, StringConstraints(max_length=500)] = ""
     type: Literal["long_term", "short_term"] = "long_term"
+    keep: Keep | None = None
 
     @field_validator("json_schema")
     @classmethod
@@ -32,13 +38,15 @@ class EntrySpec(Record):
 
 
 class MemorySpec(BaseModel):
-    """The entries by their keys, beside `strict`: no others are written."""
+    """The entries by their keys, beside `strict`: no others are written; and `keep`: how long those are kept that do not
+    say so themselves (None: for ever)."""
 
     model_config = ConfigDict(frozen=True, strict=True, extra="allow")
     __pydantic_extra__: dict[Key, EntrySpec] = Field(init=False)
     each: ClassVar[type[EntrySpec]] = EntrySpec  # for who says which keys there are
 
     strict: bool = False
+    keep: Keep | None = None
 
     @property
     def entries(self) -> Mapping[str, EntrySpec]:
@@ -46,8 +54,11 @@ class MemorySpec(BaseModel):
 
     def announced(self) -> dict[str, Json]:
         """As others are told, who write the memory of its contexts; empty where nothing is declared."""
-        said = {key: {"schema": one.json_schema, "type": one.type} for key, one in self.entries.items()}
-        return {"strict": self.strict, "entries": said} if said or self.strict else {}
+        said = {
+            key: {"schema": one.json_schema, "type": one.type, "keep_s": one.keep} for key, one in self.entries.items()
+        }
+        declares = said or self.strict or self.keep is not None
+        return {"strict": self.strict, "keep_s": self.keep, "entries": said} if declares else {}
 
 
 def as_values(memory: Mapping[str, Any]) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from agentmesh.execution import errands
 from agentmesh.infrastructure.database import Database, Row
 from agentmesh.infrastructure.faults import point
 from agentmesh.records import Ring
-from agentmesh.state import audit, children, leases, rescue, rings, signals, statistics, steering
+from agentmesh.state import audit, children, forgetting, leases, rescue, rings, signals, statistics, steering
 from agentmesh.state.look import look
 
 log = structlog.get_logger("agentmesh.rescuer")
@@ -89,6 +89,7 @@ class Rescuer:
                 if self._looks == 1:
                     self._give_up()
                     self._scheduler.forget()
+                    self._forget()
                     statistics.refresh(self._db)
         except (psycopg.Error, MeshError) as exc:
             log.warning("rescue failed; trying again", error=str(exc).splitlines()[0])
@@ -183,6 +184,11 @@ class Rescuer:
                 log.warning("no worker has had its tool: given up", id=str(row["id"]), tool=row["tool"])
             except (psycopg.Error, MeshError) as exc:
                 log.warning("a call was not given up", id=str(row["id"]), error=str(exc).splitlines()[0])
+
+    def _forget(self) -> None:
+        """Memory whose time is over."""
+        for context in forgetting.due(self._db, batch=BATCH):
+            self._each(context, lambda row: forgetting.forget(self._db, row, batch=BATCH))
 
     def _finish_cancels(self) -> None:
         """Trees whose cancel was cut short."""

@@ -236,7 +236,7 @@ class Executor:
             return self._views.session(at, values)
         draft.notes(summed.notes, self.parts.redact)
         if summed.entry is not None:
-            draft.remember([summed.write(self._views.aside(at, summed.entry, "a summary"), at.step_id)])
+            draft.remember([self._views.summary(at, summed.entry)])
             values["memory"] = {**values["memory"], SUMMARY: summed.entry}
         return self._views.session(at, values | {"policy": shared(at.policy, 1 - SHARE)})
 

@@ -17,9 +17,8 @@ from agentmesh.errors import BadAction
 from agentmesh.execution.failures import AWAY, failure_of, theirs
 from agentmesh.execution.views import HostedAgent
 from agentmesh.records import Action, Json, Policy
-from agentmesh.state.changes import MemoryWrite
 
-ORIGIN = KEY = SUMMARY.partition(":")[2]
+KEY = SUMMARY.partition(":")[2]
 SHARE = 0.35
 """Of the time that a decision has, where it is summed up first; the rest is for the decision."""
 
@@ -30,9 +29,6 @@ class Summed:
 
     entry: dict[str, Json] | None
     notes: tuple[Note, ...]
-
-    def write(self, value: Json, step_id: Any) -> MemoryWrite:
-        return MemoryWrite("long_term", KEY, value, ORIGIN, step_id)
 
 
 def sum_up(agent: HostedAgent, values: Mapping[str, Any]) -> Summed | None:

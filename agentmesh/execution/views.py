@@ -15,7 +15,7 @@ from typing import Any
 from agentmesh.behavior.agents import AgentSpec
 from agentmesh.behavior.reasoners import Reasoner
 from agentmesh.behavior.session import Lazy, LazyList, Session
-from agentmesh.behavior.strategies import SessionBuilder, structured
+from agentmesh.behavior.strategies import SUMMARY, SessionBuilder, structured
 from agentmesh.behavior.templates import EACH
 from agentmesh.execution.callbacks import CallbackHandler, StepResult
 from agentmesh.execution.draft import Position
@@ -174,7 +174,17 @@ class Views:
         for one in writes:
             if not one.deleted:
                 self._templates.check(one.type, one.key, one.value)
-        return [replace(one, value=self.aside(at, one.value, f"memory {one.key}")) for one in writes]
+        keep_s = self._templates.keep_s
+        return [
+            replace(one, value=self.aside(at, one.value, f"memory {one.key}"), keep_s=keep_s(one.type, one.key))
+            for one in writes
+        ]
+
+    def summary(self, at: Position, entry: Json) -> MemoryWrite:
+        """The next summary of the context, as it is to be written."""
+        kind, _, key = SUMMARY.partition(":")
+        kept = self.aside(at, entry, "a summary")
+        return MemoryWrite("long_term", key, kept, key, at.step_id, keep_s=self._templates.keep_s(kind, key))
 
     def aside(self, at: Position, value: Json, what: str) -> Json:
         return self._parts.blobs.shrink(at.held.tenant_id, value, what=what)

@@ -137,7 +137,10 @@ class AttemptEnd:
 
 @dataclass(frozen=True, slots=True)
 class MemoryWrite:
-    """One new version of an entry. Short-term entries belong to the trace, long-term ones to its context."""
+    """One new version of an entry. Short-term entries belong to the trace, long-term ones to its context.
+
+    `keep_s` is how long it is kept at least; None: for ever.
+    """
 
     type: Literal["short_term", "long_term"]
     key: str
@@ -147,6 +150,7 @@ class MemoryWrite:
     trusted: bool = False
     deleted: bool = False
     reason: str | None = None
+    keep_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

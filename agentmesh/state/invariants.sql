@@ -54,7 +54,7 @@ SELECT step_id FROM effects GROUP BY step_id, name HAVING count(*) > 1
 UNION ALL SELECT s.id FROM steps s WHERE s.status = 'done' AND EXISTS (SELECT unnest(s.callbacks)
    EXCEPT SELECT f.name FROM effects f WHERE f.step_id = s.id)
 UNION ALL SELECT context_id FROM memory GROUP BY tenant_id, context_id, key
- HAVING min(version) <> 1 OR max(version) <> count(*) OR count(DISTINCT version) <> count(*);
+ HAVING max(version) - min(version) + 1 <> count(*) OR count(DISTINCT version) <> count(*); -- the oldest may be forgotten
 -- I9 Tenants are closed
 SELECT s.id FROM steps s JOIN traces t ON t.id = s.trace_id WHERE s.tenant_id <> t.tenant_id
 UNION ALL SELECT c.id FROM calls c JOIN steps s ON s.id = c.step_id WHERE (c.tenant_id, c.trace_id) <> (s.tenant_id, s.trace_id)

@@ -31,23 +31,25 @@ ON CONFLICT (tenant_id, id) DO UPDATE SET mem_seq = c.mem_seq + %(n)s RETURNING 
 
 WRITE = """
 INSERT INTO mesh.memory (id, tenant_id, context_id, type, scope, key, version, value, deleted, trace_id, step_id, origin,
-  trusted, reason, mem_seq)
+  trusted, reason, forget_at, mem_seq)
 SELECT x.id, %(tenant)s, %(context)s, x.type, x.scope, x.key, 1 + coalesce((SELECT max(m.version) FROM mesh.memory m
    WHERE m.tenant_id = %(tenant)s AND m.context_id = %(context)s AND m.type = x.type AND m.scope = x.scope
-     AND m.key = x.key), 0), x.value, x.deleted, %(trace)s, x.step_id, x.origin, x.trusted, x.reason, %(seq)s
+     AND m.key = x.key), 0), x.value, x.deleted, %(trace)s, x.step_id, x.origin, x.trusted, x.reason,
+   mesh.mesh_now() + make_interval(secs => x.keep_s), %(seq)s
   FROM jsonb_to_recordset(%(rows)s::jsonb) AS x(id uuid, type text, scope text, key text, value jsonb, deleted boolean,
-   step_id uuid, origin text, trusted boolean, reason text)
+   step_id uuid, origin text, trusted boolean, reason text, keep_s float8)
 """
 
 # Part of the holder's commit: short-term entries have one writer, whose trace row that statement has locked.
 INSERT_SHORT_TERM = """ m AS (INSERT INTO mesh.memory (id, tenant_id, context_id, type, scope, key, version, value, deleted,
-    trace_id, step_id, origin, trusted)
+    trace_id, step_id, origin, trusted, forget_at)
    SELECT x.id, t.tenant_id, t.context_id, 'short_term', x.scope, x.key,
      1 + coalesce((SELECT max(o.version) FROM mesh.memory o WHERE o.tenant_id = t.tenant_id
        AND o.context_id = t.context_id AND o.type = 'short_term' AND o.scope = x.scope AND o.key = x.key), 0),
-     x.value, x.deleted, t.id, x.step_id, x.origin, x.trusted
+     x.value, x.deleted, t.id, x.step_id, x.origin, x.trusted,
+     mesh.mesh_now() + make_interval(secs => x.keep_s)
    FROM t, jsonb_to_recordset(%(memory)s::jsonb) AS x(id uuid, scope text, key text, value jsonb, deleted boolean,
-     step_id uuid, origin text, trusted boolean))"""
+     step_id uuid, origin text, trusted boolean, keep_s float8))"""
 
 # From key to key by the index, over however many versions each of them has.
 NEWEST = """
@@ -161,8 +163,10 @@ class MemoryEngine:
         what an agent of this context declares.
         """
         self._own(memory_type)
-        self._declared().check(memory_type, key, value)
-        one = MemoryWrite(memory_type, key, self._shrunk(key, value), origin, trusted=trusted, reason=reason)
+        declared = self._declared()
+        declared.check(memory_type, key, value)
+        one = MemoryWrite(memory_type, key, self._shrunk(key, value), origin, trusted=trusted, reason=reason,
+                          keep_s=declared.keep_s(memory_type, key))  # fmt: skip
         with self._db.begin() as tx:
             self._lock(tx, memory_type)
             now = self._expect(tx, memory_type, key, newest)
@@ -179,7 +183,10 @@ class MemoryEngine:
         declared = self._declared()
         for key, value in values.items():
             declared.check(memory_type, key, value)
-        writes = [MemoryWrite(memory_type, key, self._shrunk(key, value), origin) for key, value in values.items()]
+        writes = [
+            MemoryWrite(memory_type, key, self._shrunk(key, value), origin, keep_s=declared.keep_s(memory_type, key))
+            for key, value in values.items()
+        ]
         with self._db.begin() as tx:
             self._lock(tx, memory_type)
             write(tx, self._tenant, self._context, self._trace, writes)
@@ -217,7 +224,8 @@ class MemoryEngine:
             if not old["deleted"]:
                 declared.check(memory_type, key, self._whole(old["value"]))
             one = MemoryWrite(memory_type, key, old["value"], by, trusted=old["trusted"], deleted=old["deleted"],
-                              reason=reason or f"revert to version {version}")  # fmt: skip
+                              reason=reason or f"revert to version {version}",
+                              keep_s=declared.keep_s(memory_type, key))  # fmt: skip
             write(tx, self._tenant, self._context, self._trace, [one])
         return now + 1
 

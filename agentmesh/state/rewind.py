@@ -76,8 +76,9 @@ RETURNING id, epoch, queue, agent, priority
 
 # Of every key that this trace wrote since: who wrote it last, and what it was before.
 WRITTEN = """
-SELECT DISTINCT ON (m.type, m.key) m.type, m.key, m.trace_id = %(trace)s AS ours, b.value, b.id IS NULL OR b.deleted AS gone
-  FROM mesh.memory m LEFT JOIN LATERAL (SELECT o.id, o.value, o.deleted FROM mesh.memory o
+SELECT DISTINCT ON (m.type, m.key) m.type, m.key, m.trace_id = %(trace)s AS ours, b.value, b.id IS NULL OR b.deleted AS gone,
+  extract(epoch FROM b.forget_at - mesh.mesh_asof())::float8 AS keep_s
+  FROM mesh.memory m LEFT JOIN LATERAL (SELECT o.id, o.value, o.deleted, o.forget_at FROM mesh.memory o
     WHERE o.tenant_id = m.tenant_id AND o.context_id = m.context_id AND o.type = m.type AND o.scope = m.scope AND o.key = m.key
       AND CASE o.type WHEN 'long_term' THEN o.mem_seq <= %(mem_seq)s ELSE NOT o.step_id = ANY(%(after)s) END
     ORDER BY o.version DESC LIMIT 1) b ON true
@@ -112,9 +113,10 @@ SELECT x.id, s.tenant_id, %(fork)s, x.after, s.ordinal, s.node, s.iteration, s.k
 """
 
 COPY_MEMORY = """
-INSERT INTO mesh.memory (id, tenant_id, context_id, type, scope, key, version, value, deleted, trace_id, origin, trusted, mem_seq)
+INSERT INTO mesh.memory (id, tenant_id, context_id, type, scope, key, version, value, deleted, trace_id, origin, trusted,
+  forget_at, mem_seq)
 SELECT gen_random_uuid(), m.tenant_id, %(context)s, m.type, CASE m.scope WHEN '' THEN '' ELSE %(scope)s END, m.key, 1, m.value,
-  false, %(fork)s, 'fork', m.trusted, 0
+  false, %(fork)s, 'fork', m.trusted, m.forget_at, 0
  FROM (SELECT DISTINCT ON (o.type, o.key) o.* FROM mesh.memory o
    WHERE o.tenant_id = %(tenant)s AND o.context_id = %(source_context)s
      AND (o.type = 'long_term' AND coalesce(o.mem_seq, 0) <= coalesce(%(mem_seq)s, o.mem_seq, 0) OR o.scope = %(source_scope)s)
@@ -339,7 +341,14 @@ def _begin(tx: Tx, at: dict[str, Any], step: Row, *, place: int, undo: bool = Fa
 def _restore(tx: Tx, at: dict[str, Any], context: str, rows: Sequence[Row]) -> tuple[list[str], list[str]]:
     """Write what was before, where it is ours to take back; the keys that went back, and those that somebody else wrote."""
     back = [
-        MemoryWrite(one["type"], one["key"], None if one["gone"] else one["value"], "rewind", deleted=bool(one["gone"]))
+        MemoryWrite(
+            one["type"],
+            one["key"],
+            None if one["gone"] else one["value"],
+            "rewind",
+            deleted=bool(one["gone"]),
+            keep_s=one["keep_s"],
+        )
         for one in rows
         if one["ours"]
     ]

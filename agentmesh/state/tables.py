@@ -435,6 +435,7 @@ memory = sa.Table(
     _text("origin"),
     _flag("trusted"),
     _text("reason", null=True),
+    _time("forget_at"),
     sa.Column("mem_seq", sa.BigInteger),
     _time("at", now=True),
     sa.Column(
@@ -448,6 +449,7 @@ memory = sa.Table(
     ),
     _one_of("type", "short_term", "long_term"),
     sa.UniqueConstraint("tenant_id", "context_id", "type", "scope", "key", "version", name="memory_version"),
+    sa.Index("memory_forget", "forget_at", postgresql_where=sa.text("forget_at IS NOT NULL")),
     sa.Index("memory_words", "words", postgresql_using="gin", postgresql_where=sa.text("type = 'long_term'")),
 )
 

@@ -19,7 +19,8 @@ SELECT a.id, a.spec->'memory' AS memory FROM mesh.agents a
 
 
 class Templates:
-    """What agents declared, by agent: `{"strict", "entries": {key: {"schema", "type"}}}`, empty for one that did not."""
+    """What agents declared, by agent: `{"strict", "keep_s", "entries": {key: {"schema", "type", "keep_s"}}}`, empty for one
+    that did not."""
 
     def __init__(self, declared: Mapping[str, Mapping[str, Any]]) -> None:
         self._declared = {agent: one for agent, one in declared.items() if one}
@@ -42,6 +43,18 @@ class Templates:
             names = sorted(key for said in self._declared.values() for key in said["entries"])
             raise BadMemory(f"{strict[0]} is strict, and no agent declares this memory entry", value=f"{type_}:{key}",
                             expected=f"one of {', '.join(names) or 'none'}")  # fmt: skip
+
+    def keep_s(self, type_: str, key: str) -> float | None:
+        """How long what is written there is kept: as the entry says, else its agent; the shortest of several. None: for
+        ever."""
+        found = [
+            entry["keep_s"]
+            if entry is not None and entry["type"] == type_ and entry["keep_s"] is not None
+            else said["keep_s"]
+            for said in self._declared.values()
+            for entry in (said["entries"].get(key),)
+        ]
+        return min((one for one in found if one is not None), default=None)
 
 
 def of_context(db: Database, tenant_id: str, context_id: str) -> Templates:

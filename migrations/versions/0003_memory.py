@@ -1,4 +1,4 @@
-"""Memory: why a person wrote an entry."""
+"""Memory: why a person wrote an entry, and when it is to be forgotten."""
 
 from pathlib import Path
 
@@ -14,4 +14,6 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    op.get_bind().connection.driver_connection.execute("ALTER TABLE mesh.memory DROP COLUMN reason")
+    op.get_bind().connection.driver_connection.execute(
+        "ALTER TABLE mesh.memory DROP COLUMN reason, DROP COLUMN forget_at"
+    )

@@ -14,8 +14,10 @@ FILE = """agent: clerk
 reasoner: {rules: [{then: {answer: 1}}]}
 memory:
   strict: true
+  keep: 30d
   customer:
     description: who asks
+    keep: 1h
     schema: {type: object, required: [name], properties: {name: {type: string}}}
   result:reason: {type: short_term, schema: {type: integer}}
 """
@@ -31,7 +33,8 @@ def test_a_file_declares_entries_by_their_keys(tmp_path: Path) -> None:
     said = load_agent_file(tmp_path / "clerk.yaml").memory.announced()
     assert said["strict"] is True
     assert said["entries"].keys() == {"customer", "result:reason"}
-    assert said["entries"]["result:reason"] == {"type": "short_term", "schema": {"type": "integer"}}
+    assert said["entries"]["result:reason"] == {"type": "short_term", "schema": {"type": "integer"}, "keep_s": None}
+    assert (said["keep_s"], said["entries"]["customer"]["keep_s"]) == (30 * 86_400, 3600)
 
 
 def test_a_pydantic_model_stands_for_its_schema() -> None:
@@ -45,8 +48,8 @@ def test_a_pydantic_model_stands_for_its_schema() -> None:
 @pytest.mark.parametrize(
     ("found", "put", "place", "told"),
     [
-        ("description:", "desciption:", "clerk.yaml:6:", "did you mean description?"),
-        ("type: string", "type: strin", "clerk.yaml:7", "a JSON Schema"),
+        ("description:", "desciption:", "clerk.yaml:7:", "did you mean description?"),
+        ("type: string", "type: strin", "clerk.yaml:9", "a JSON Schema"),
         ("strict: true", "strict: 1", "clerk.yaml:4", "valid boolean"),
     ],
 )

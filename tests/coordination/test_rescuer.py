@@ -54,6 +54,13 @@ def test_a_worker_silent_for_its_lease_is_buried_and_its_work_goes_on(lab, make_
     assert lab.outcomes(trace) == ["lost", "won"]
 
 
+def test_memory_whose_time_is_over_is_forgotten_by_the_leader(lab, make_rescuer):
+    lab.mesh.memory("c-1").write({"old": 1, "new": 2})
+    lab.rows("UPDATE mesh.memory SET forget_at = mesh.mesh_now() - interval '1 s' WHERE key = 'old'")
+    assert make_rescuer().tick()
+    assert lab.mesh.memory("c-1").snapshot() == {"long_term:new": 2}
+
+
 def test_a_rescuer_whose_own_beats_were_broken_declares_nobody_dead(lab, make_rescuer):
     silent = lab.worker()
     lab.shift(60)
