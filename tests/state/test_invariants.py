@@ -92,8 +92,8 @@ CORRUPTIONS = [
     ("I8", "a callback whose effect is missing",
      "DELETE FROM mesh.effects WHERE step_id IN (SELECT id FROM mesh.steps WHERE callbacks <> '{}')"),
     ("I8", "a hole in a memory's versions",
-     "INSERT INTO mesh.memory (id, tenant_id, context_id, type, scope, key, version, origin) SELECT gen_random_uuid(), tenant_id,"
-     " context_id, type, scope, key, version + 2, origin FROM mesh.memory"),
+     """INSERT INTO mesh.memory (id, tenant_id, context_id, type, scope, key, version, origin)
+       SELECT gen_random_uuid(), tenant_id, context_id, type, scope, key, version + 2, origin FROM mesh.memory"""),
     ("I9", "a step of another tenant", f"UPDATE mesh.steps SET tenant_id = 'x' WHERE id = {TOOLS_STEP}"),
     ("I9", "a call of another tenant", f"UPDATE mesh.calls SET tenant_id = 'x' WHERE id = {DONE}"),
     ("I9", "an event of another tenant", f"UPDATE mesh.events SET tenant_id = 'x' WHERE trace_id = {TRACE}"),
