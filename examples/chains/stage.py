@@ -89,7 +89,7 @@ class Stage:
     def calls(self, trace: Trace) -> list[dict[str, Any]]:
         """Its calls in order: tool, status, and how many attempts each took."""
         return self.mesh.db.read(
-            "SELECT tool, status, (SELECT count(*) FROM mesh.attempts a WHERE a.call_id = c.id) AS attempts"
+            "SELECT id, tool, status, (SELECT count(*) FROM mesh.attempts a WHERE a.call_id = c.id) AS attempts"
             " FROM mesh.calls c WHERE trace_id = %(id)s ORDER BY id", {"id": trace.id}
         )  # fmt: skip
 
