@@ -68,7 +68,7 @@ from agentmesh.infrastructure.settings import Settings
 from agentmesh.infrastructure.settings import load as load_settings
 from agentmesh.observation.dumps import Dumps
 from agentmesh.records import Ring
-from agentmesh.state import announced, traces
+from agentmesh.state import announced, dispatch, traces
 from agentmesh.state.audit import AuditPipeline, Refusals
 from agentmesh.state.blobs import BlobStore
 from agentmesh.state.contexts import ContextBinder, SessionManager
@@ -452,11 +452,20 @@ class Mesh:
 
     @cached_property
     def controller(self) -> AgentController:
-        return AgentController(self.runtime, self.runner)
+        return AgentController(self.runtime, self.runner, stale=self._require_row)
+
+    def _require_row(self, ring: Ring) -> None:
+        """An envelope on a queue makes no row: where there is none, it is refused like one that is not believed."""
+        if ring.envelope is not None and not dispatch.stands(self.db, ring.id):
+            self.refusals("row", {"queue": ring.queue, "row": str(ring.id)})
+
+    @cached_property
+    def refusals(self) -> Refusals:
+        return Refusals(lambda: self.audit)
 
     def server(self, *, refused: Callable[[str, dict[str, Any]], None] | None = None) -> ACPServer:
         return ACPServer(
-            keys=self.keys, mesh=self.settings.mesh.name, now_s=now_s, refused=refused or Refusals(lambda: self.audit),
+            keys=self.keys, mesh=self.settings.mesh.name, now_s=now_s, refused=refused or self.refusals,
             handle=self.controller.run_once,
         )  # fmt: skip
 

@@ -15,11 +15,17 @@ from agentmesh.records import Ring, new_id
 log = structlog.get_logger("agentmesh.controller")
 
 
+def _unseen(_: Ring) -> None: ...
+
+
 class AgentController:
     """Runs what the doorbells of this process name."""
 
-    def __init__(self, runtime: Callable[[str], AgentRuntime], runner: ToolRunner) -> None:
-        self._runtime, self._runner = runtime, runner
+    def __init__(
+        self, runtime: Callable[[str], AgentRuntime], runner: ToolRunner, *, stale: Callable[[Ring], None] = _unseen
+    ) -> None:  # fmt: skip
+        """`stale` is told of every ring of a trace that was no claim."""
+        self._runtime, self._runner, self._stale = runtime, runner, stale
 
     def run_once(self, ring: Ring) -> Sequence[Ring]:
         """Afterwards the row was worked as far as it goes, or was not ours to work; the rings that are owed."""
@@ -39,5 +45,6 @@ class AgentController:
                 outcome = runtime.run(session)
                 log.debug("run_once", trace_id=str(session.trace.id), agent=session.trace.agent, outcome=outcome)
                 return ()
+        self._stale(ring)
         runtime.hand_over(ring)
         return ()

@@ -259,5 +259,10 @@ def agents(db: Database, tenant_id: str) -> dict[str, Row]:
     return {row["id"]: row for row in db.read(AGENT, {"tenant": tenant_id})}
 
 
+def stands(db: Database, trace_id: UUID) -> bool:
+    """Whether there is a row of this trace, in whatever state."""
+    return bool(db.read("SELECT tenant_id FROM mesh.traces WHERE id = %(id)s", {"id": trace_id}))
+
+
 def with_key(trace: NewTrace, key: str, digest: str) -> NewTrace:
     return replace(trace, idem_key=key, digest=digest)

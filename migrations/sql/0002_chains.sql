@@ -99,9 +99,9 @@ CREATE TABLE mesh.exports (
 CREATE FUNCTION mesh.audit_note(tenant text, action text, said jsonb) RETURNS void LANGUAGE plpgsql AS $$
 DECLARE
   moment timestamptz := mesh.mesh_now();
-  ms bytea := substring(int8send((extract(epoch FROM moment) * 1000)::bigint) FROM 3);
-  id uuid := encode(set_byte(overlay(uuid_send(gen_random_uuid()) PLACING ms FROM 1 FOR 6), 6,
-    (get_byte(uuid_send(gen_random_uuid()), 6) & 15) | 112), 'hex')::uuid;  -- UUIDv7
+  us bigint := (extract(epoch FROM moment) * 1000000)::bigint;
+  id uuid := encode(overlay(uuid_send(gen_random_uuid()) PLACING substring(int8send(us / 1000) FROM 3)
+    || substring(int4send(28672 + ((us % 1000) * 4096 / 1000)::int) FROM 3) FROM 1 FOR 8), 'hex')::uuid;  -- UUIDv7, in order within a ms
 BEGIN
   INSERT INTO mesh.audit (id, tenant_id, at, body) VALUES (id, tenant, moment, (jsonb_strip_nulls(said) || jsonb_build_object(
     'id', id, 'tenant', tenant, 'action', action, 'at', to_char(moment AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"')))::text);

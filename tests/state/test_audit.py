@@ -128,6 +128,16 @@ def test_of_two_sealers_at_once_each_row_is_bound_by_one(lab):
     assert [one["seq"] for one in pipeline.rows()] == list(range(20, 0, -1))  # and I11, when the test ends
 
 
+def test_rows_are_sealed_in_the_order_in_which_they_came(lab):
+    """Many within a millisecond."""
+    notes = ";".join(f"SELECT mesh.audit_note('acme', 'NOTE', '{{\"n\": {n}}}')" for n in range(200))
+    lab.rows(notes)
+    audit.seal(lab.mesh.db)
+    rows = audit.AuditPipeline(lab.mesh.db, tenant="acme").rows(limit=200)
+    assert [one["n"] for one in reversed(rows)] == list(range(200))
+    assert {one["id"][14] for one in rows} == {"7"}
+
+
 def test_the_leading_rescuer_seals(lab):
     from agentmesh.coordination.heartbeat import Heart, here
     from agentmesh.coordination.rescuer import Pace, Rescuer
@@ -191,3 +201,21 @@ def test_refused_envelopes_are_counted_and_do_not_fill_the_table(lab, sealed):
         ("signature", 1),
         ("signature", 50),
     ]
+
+
+def test_an_envelope_without_a_row_is_refused_counted_and_audited(lab, sealed):
+    """Signed by our own key, so that it is believed; still a message makes no row."""
+    from dataclasses import replace
+
+    from agentmesh.records import new_id
+
+    trace = lab.start()
+    genuine = lab.bells.waiting[0]
+    lab.bells.waiting.append(genuine)  # told twice, which is no fault of anybody's
+    lab.bells.waiting.append(replace(genuine, id=new_id()))
+    lab.bells.waiting.append(replace(genuine, id=new_id(), envelope=None))  # ids alone are nobody's claim
+    lab.drain()
+    assert trace.status() == "done"
+    assert len(lab.rows("SELECT 1 FROM mesh.traces")) == 1
+    [refused] = [one for one in sealed() if one["action"] == "ENVELOPE_REFUSED"]
+    assert (refused["reason"], refused["count"], refused["last"]["queue"]) == ("row", 1, genuine.queue)
