@@ -43,8 +43,8 @@ UPDATE mesh.steps SET status = 'superseded' WHERE id = ANY(%(steps)s) AND trace_
 # Of every key that these steps wrote: whether one of them wrote it last, and what it was before them.
 WRITTEN = """
 SELECT DISTINCT ON (m.type, m.key) m.type, m.key, coalesce(m.step_id = ANY(%(after)s), false) AS ours, b.value,
-  b.id IS NULL OR b.deleted AS gone
-  FROM mesh.memory m LEFT JOIN LATERAL (SELECT o.id, o.value, o.deleted FROM mesh.memory o
+  b.id IS NULL OR b.deleted AS gone, extract(epoch FROM b.forget_at - mesh.mesh_asof())::float8 AS keep_s
+  FROM mesh.memory m LEFT JOIN LATERAL (SELECT o.id, o.value, o.deleted, o.forget_at FROM mesh.memory o
     WHERE o.tenant_id = m.tenant_id AND o.context_id = m.context_id AND o.type = m.type AND o.scope = m.scope AND o.key = m.key
       AND NOT coalesce(o.step_id = ANY(%(after)s), false) ORDER BY o.version DESC LIMIT 1) b ON true
  WHERE m.tenant_id = %(tenant)s AND m.context_id = %(context)s AND EXISTS (SELECT 1 FROM mesh.memory w
