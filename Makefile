@@ -26,10 +26,10 @@ LOCK = $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generat
   --no-emit-index-url --no-emit-find-links --no-annotate --custom-compile-command "make lock"
 
 .DEFAULT_GOAL := help
-.PHONY: help demo crash test faults soak simulate nightly lint format mutants bench audit sizes lock env wheel clean
+.PHONY: help demo crash test faults soak simulate nightly lint format mutants bench bench-check audit sizes lock env wheel clean
 
 help:  ## what can be made
-	@awk -F':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' Makefile
+	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' Makefile
 
 demo: $(VENV)/.demo-ready  ## install what the demo needs, and run it
 	@$(BIN)/agentmesh demo $(ARGS)
@@ -67,8 +67,11 @@ format: $(VENV)/.dev-ready  ## put the code into its form
 mutants: $(VENV)/.dev-ready  ## that the tests catch every seeded bug
 	@$(BIN)/python .ci/mutants.py $(ARGS)
 
-bench: $(VENV)/.dev-ready  ## our figures on your machine
-	@$(BIN)/python bench/first.py $(ARGS)
+bench: $(VENV)/.dev-ready  ## our figures on your machine; ARGS="W1 W3 --broker redis", ARGS="--help" for more
+	@$(BIN)/python -m bench $(ARGS)
+
+bench-check: $(VENV)/.dev-ready  ## whether W1 and W2 are as fast as they were, beside a hand-written loop
+	@$(BIN)/python -m bench check $(ARGS)
 
 audit: $(VENV)/.dev-ready  ## the locks against published advisories
 	@$(BIN)/python .ci/audit.py requirements/dev.lock requirements/demo.lock
