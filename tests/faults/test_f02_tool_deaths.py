@@ -19,7 +19,7 @@ POINTS = {
     "join.last_before_commit": PARTS, "join.after_commit": 1,
 }  # fmt: skip
 COMMITTED = {"call.after_commit", "join.after_commit"}
-QUICK = {("amqp", "join.last_before_commit"), ("redis", "call.after_effect")}
+QUICK = {("amqp", "call.after_effect")}
 
 
 def every() -> list[Any]:

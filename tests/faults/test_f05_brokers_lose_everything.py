@@ -87,6 +87,7 @@ def test_f05_a_redis_that_lost_everything_is_rung_again(make_bench: Any, own_bro
     settle(bench, made)
 
 
+@pytest.mark.faults
 def test_f05_a_truncated_doorbell_table_is_rung_again(make_bench: Any) -> None:
     bench: Bench = make_bench("embedded")
     made = loaded(bench)

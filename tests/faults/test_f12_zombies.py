@@ -55,7 +55,8 @@ def test_f12_a_tool_worker_frozen_at_a_point_changes_nothing_and_works_again(
     assert {one.attempt for one in bench.runs("part") if one.pid == zombie.pid} == {1}
 
 
-@pytest.mark.parametrize("point", [pytest.param("reason.after_answer", marks=FAULTY), "callback.after_handler"])
+@FAULTY
+@pytest.mark.parametrize("point", ["reason.after_answer", "callback.after_handler"])
 def test_f12_an_agent_worker_frozen_at_a_point_changes_nothing_and_works_again(make_bench: Any, point: str) -> None:
     bench: Bench = make_bench("embedded")
     tools = bench.worker("tools", pool="threads", wait=False)
