@@ -74,8 +74,10 @@ def _tell(one: Problem) -> None:
 
 def _signature(ctx: typer.Context) -> Callable[[str], Signature | None]:
     """What the tools of the settings take and return; where their code cannot be loaded, they are unknown."""
+    from agentmesh.cli.worker import import_from_here
     from agentmesh.wiring import build
 
+    import_from_here()
     mesh = build(settings_of(ctx))
     try:
         mesh.load_code()

@@ -97,6 +97,18 @@ def test_lint_holds_a_chain_to_the_tools_of_the_settings(cli: Cli, files: Path) 
     assert said.splitlines()[-1] == "    expected  one of count · did you mean count?"
 
 
+def test_lint_knows_the_tools_of_modules_that_lie_here(cli: Cli, files: Path) -> None:
+    code = "from agentmesh import register_tool\n@register_tool('lint_own')\ndef own(n: int) -> int: return n\n"
+    (files / "lint_tools.py").write_text(code)
+    (files / "agentmesh.toml").write_text('[tools]\nimports = ["lint_tools"]\n')
+    (files / "ask.yaml").write_text("chain: ask\nsteps:\n  - tools: [lint_own]\n")
+    try:
+        ran = cli("chains", "lint", "ask.yaml")
+    finally:
+        TOOLS.unregister("lint_own")
+    assert (ran.code, "ask.yaml:3:13" in ran.err) == (1, True)
+
+
 def test_lint_reads_chains_without_tools_that_cannot_be_loaded(cli: Cli, files: Path) -> None:
     (files / "agentmesh.toml").write_text('[tools]\nimports = ["no_such_module_here"]\n')
     ran = cli("chains", "lint", "old.yaml")
