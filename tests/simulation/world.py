@@ -209,6 +209,8 @@ class World:
             faults.arm(point, lambda point=point: self._point(point))
         first = self.mesh()
         first.registry.announce(self.base.db, [first.tenant])
+        assert first.key.kid  # registered by the first schedule alone, and noted in the audit then
+        self.base.rows("SELECT mesh.audit_seal(1000)")
         self.producer = self.mesh()
         kinds = ["all", "all", *(self.chance.choice(("agents", "tools", "all")) for _ in range(8))]
         for kind in kinds[: self.plan.workers]:
