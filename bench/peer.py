@@ -70,7 +70,7 @@ def _agent(name: str, steps: int, fan: int) -> Any:
 
 
 def worker(kind: str, threads: str) -> None:
-    logging.configure(format="text", level="warning")
+    logging.configure(format="text", level=os.environ.get("PEER_LEVEL", "warning"))
     raise SystemExit(mesh().work(kind, pool="threads", concurrency=int(threads)))  # type: ignore[arg-type]
 
 
