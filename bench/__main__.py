@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -43,6 +44,7 @@ def main() -> int:
     if unknown:
         parser.error(f"there is no bench {unknown[0]}")
     workloads = [one for one in names if one in common.WORKLOADS]
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that the servers end, too
     with surroundings(asked.broker) as env:
         if workloads:
             rows = rounds(asked.rounds, workloads, asked.systems.split(","), env, asked.peers, quick=asked.quick)
