@@ -13,6 +13,7 @@ from agentmesh.observation.audit import verify
 from agentmesh.state import audit
 
 PAST_THE_GUARD = "SET LOCAL session_replication_role = replica"
+UNINDEXED = "DROP INDEX mesh.audit_chain"  # which row an UPDATE comes to first is PostgreSQL's affair
 HASH = "sha256(prev || convert_to(body, 'UTF8'))"
 INSERTED = """INSERT INTO mesh.audit (id, tenant_id, body, seq, prev, hash) SELECT gen_random_uuid(), tenant_id, 'x', 3, hash,
   sha256(hash || convert_to('x', 'UTF8')) FROM mesh.audit WHERE seq = 2"""
@@ -73,7 +74,7 @@ def test_s58_every_change_is_named_by_its_first_bad_number(lab, chain):
     with psycopg.connect(lab.url) as connection:
         for what, statements, _, _ in ATTACKS:
             connection.execute(PAST_THE_GUARD)
-            for sql in [*statements, "DELETE FROM mesh.audit_heads"]:
+            for sql in [UNINDEXED, *statements, "DELETE FROM mesh.audit_heads"]:
                 connection.execute(sql)
             alone = first_bad(verify(Reading(connection), [], opened))
             seen.append((what, alone, first_bad(verify(Reading(connection), lines, opened))))
