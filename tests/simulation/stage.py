@@ -184,12 +184,13 @@ class Stage:
     def step(self, at: str) -> None:
         """Others may go first here. Raises what was decided to happen at this place."""
         task = self.current
-        if task is None or task.quiet or task.doomed:
+        if task is None or task.quiet:
             return
-        task.at = at
-        self._back.release()
-        task.go.acquire()
-        if task.throw is not None:
+        if not task.doomed:
+            task.at = at
+            self._back.release()
+            task.go.acquire()
+        if task.throw is not None:  # also where the lock it waited for when it was killed has just been given
             thrown, task.throw = task.throw, None
             raise thrown
 
