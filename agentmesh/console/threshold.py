@@ -6,6 +6,7 @@ Plain ASGI around the app, and a protocol for uvicorn that lets nobody keep a co
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import re
 from collections.abc import Callable, MutableMapping, Sequence
 from typing import Any
@@ -25,6 +26,8 @@ HEADERS_S = 10.0
 """How long a client may take to send the headers of a request."""
 DRAIN_S = 30.0
 """How long a client may leave what we sent unread."""
+LINGER_S = 1.0
+"""How long what a refused client still sends is read."""
 SAFE = {
     "X-Content-Type-Options": "nosniff", "Cache-Control": "no-store", "Referrer-Policy": "no-referrer",
     "Cross-Origin-Resource-Policy": "same-origin", "Cross-Origin-Opener-Policy": "same-origin",
@@ -47,12 +50,14 @@ class Threshold:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        incoming = _Incoming(receive)
         refused = self._refused(Headers(scope=scope))
         answer = _Answer(send, lambda status: self._seen(scope, status))
         if refused is not None:
+            await incoming.drain(self._body)
             await answer.refuse(scope, refused)
         else:
-            await self._answered(scope, self._counted(receive), answer)
+            await self._answered(scope, incoming, answer)
 
     def _refused(self, headers: Headers) -> MeshError | None:
         host = _PORT.sub("", headers.get("host", "").lower())
@@ -75,7 +80,7 @@ class Threshold:
             "the request is too large", value=f"{size} bytes", expected=f"at most {self._body} bytes"
         )
 
-    def _counted(self, receive: Receive) -> Receive:
+    def _counted(self, receive: _Incoming) -> Receive:
         size = 0
 
         async def counted() -> Message:
@@ -88,9 +93,9 @@ class Threshold:
 
         return counted
 
-    async def _answered(self, scope: Scope, receive: Receive, answer: _Answer) -> None:
+    async def _answered(self, scope: Scope, incoming: _Incoming, answer: _Answer) -> None:
         """The app has answered, or was left behind: its thread ends by its own deadlines, and nobody waits for it."""
-        task = asyncio.ensure_future(self._app(scope, receive, answer.send))
+        task = asyncio.ensure_future(self._app(scope, self._counted(incoming), answer.send))
         self._running.add(task)
         task.add_done_callback(self._ended)
         try:
@@ -102,6 +107,7 @@ class Threshold:
                 return
             await asyncio.wait({task})
             if not answer.begun.is_set() and (exc := task.exception()) is not None:
+                await incoming.drain(self._body)
                 await answer.refuse(scope, problems.as_mesh_error(exc))
         except asyncio.CancelledError:
             task.cancel()
@@ -111,6 +117,26 @@ class Threshold:
         self._running.discard(task)
         if not task.cancelled() and (exc := task.exception()) is not None:
             log.warning("a request ended badly", why=type(exc).__name__)
+
+
+class _Incoming:
+    """The request's body as it comes in."""
+
+    def __init__(self, receive: Receive) -> None:
+        self._receive, self._more = receive, True
+
+    async def __call__(self) -> Message:
+        message = await self._receive()
+        self._more = bool(message.get("more_body"))
+        return message
+
+    async def drain(self, most: int) -> None:
+        """What is still being sent is read, as far as that is little and quick: who sends into a closed connection gets a
+        reset and may never see the answer."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(LINGER_S):
+                while self._more and most > 0:
+                    most -= len((await self()).get("body", b""))
 
 
 class _Answer:
