@@ -12,9 +12,8 @@ import pytest
 
 from agentmesh.errors import MeshError
 from agentmesh.execution.tools import register_tool
-from agentmesh.infrastructure import faults
 from agentmesh.state import retry, signals, steering
-from agentmesh.testing import broken, race
+from tests.serial import Actor, comes_to_a_serial_order
 
 FAULTY = pytest.mark.faults
 ME = {"tenant": "default", "by": "ada"}
@@ -24,7 +23,6 @@ CHAIN = {"chain": "c", "steps": [
     {"id": "late", "finish": "late"},
 ]}  # fmt: skip
 FORKS = "SELECT count(*) AS n FROM mesh.traces WHERE context_id LIKE 'c-1.fork%%' AND created_at >= %(at)s"
-Actor = Callable[[Any, Any, Any], Any]
 
 
 def told(order: Callable[..., Any]) -> Actor:
@@ -130,21 +128,4 @@ def seen(lab: Any, trace: Any) -> tuple[Any, ...]:
 
 @pytest.mark.parametrize(("state", "pair"), every())
 def test_f27_two_at_once_come_to_one_of_the_two_serial_orders(lab: Any, state: str, pair: tuple[str, str]) -> None:
-    serial = []
-    for order in (pair, pair[::-1]):
-        trace, ring = STATES[state](lab)
-        for name in order:
-            ACTORS[name](lab, trace, ring)
-        serial.append(seen(lab, trace))
-    if "finish" in pair and len(set(pair)) == 2:  # the holder's part is two transitions: it takes the step, and ends it
-        trace, ring = STATES[state](lab)
-        [other] = set(pair) - {"finish"}
-        faults.arm("receive.after_claim", lambda: ACTORS[other](lab, trace, ring))
-        ACTORS["finish"](lab, trace, ring)
-        faults.disarm()
-        serial.append(seen(lab, trace))
-    trace, ring = STATES[state](lab)
-    answers = race(*[lambda name=name: ACTORS[name](lab, trace, ring) for name in pair])
-    assert [one for one in answers if isinstance(one, BaseException)] == []
-    assert seen(lab, trace) in serial
-    assert broken(lab.url) == {}
+    comes_to_a_serial_order(lab, STATES[state], ACTORS, pair, seen)

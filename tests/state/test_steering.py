@@ -9,6 +9,7 @@ from agentmesh.state import steering
 from agentmesh.state.calls import TaskManager
 from agentmesh.state.retry import retry
 from agentmesh.testing import broken, race
+from tests.serial import comes_to_a_serial_order
 
 THREE = [{"tool": "work", "as": f"r{n}"} for n in range(3)]
 
@@ -296,21 +297,4 @@ def seen(lab, trace):
 @pytest.mark.parametrize("state", STATES)
 @pytest.mark.parametrize("pair", PAIRS, ids="-".join)
 def test_f27_two_orders_at_once_come_to_one_of_the_two_serial_orders(lab, state, pair):
-    serial = []
-    for order in (pair, pair[::-1]):
-        trace, ring = STATES[state](lab)
-        for name in order:
-            ACTORS[name](lab, trace, ring)
-        serial.append(seen(lab, trace))
-    if "finish" in pair and len(set(pair)) == 2:  # the holder's part is two transitions: it takes the step, and ends it
-        trace, ring = STATES[state](lab)
-        [other] = set(pair) - {"finish"}
-        faults.arm("receive.after_claim", lambda: ACTORS[other](lab, trace, ring))
-        ACTORS["finish"](lab, trace, ring)
-        faults.disarm()
-        serial.append(seen(lab, trace))
-    trace, ring = STATES[state](lab)
-    answers = race(*[lambda name=name: ACTORS[name](lab, trace, ring) for name in pair])
-    assert [one for one in answers if isinstance(one, BaseException)] == []
-    assert seen(lab, trace) in serial
-    assert broken(lab.url) == {}
+    comes_to_a_serial_order(lab, STATES[state], ACTORS, pair, seen)
