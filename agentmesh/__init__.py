@@ -53,6 +53,9 @@ _HOMES = {
     "Verdict": "agentmesh.records",
     "define_agent": "agentmesh.behavior.agents",
     "register_callback": "agentmesh.execution.callbacks",
+    "register_embedder": "agentmesh.behavior.embedders",
+    "register_executor": "agentmesh.execution.executors",
+    "register_session_strategy": "agentmesh.behavior.strategies",
     "register_tool": "agentmesh.execution.tools",
 }
 
@@ -99,17 +102,21 @@ __all__ = [
     "Verdict",
     "define_agent",
     "register_callback",
+    "register_embedder",
+    "register_executor",
+    "register_session_strategy",
     "register_tool",
 ]
 
 if TYPE_CHECKING:
     from agentmesh.behavior.agents import define_agent
     from agentmesh.behavior.combined import HybridReasoner, ReasonerRouter
+    from agentmesh.behavior.embedders import register_embedder
     from agentmesh.behavior.learned import RLPolicyReasoner
     from agentmesh.behavior.llm import LLMReasoner
     from agentmesh.behavior.reasoners import ReasonerBase, RuleReasoner
     from agentmesh.behavior.router import BIRRouter
-    from agentmesh.behavior.strategies import SessionBuilder
+    from agentmesh.behavior.strategies import SessionBuilder, register_session_strategy
     from agentmesh.client import ACPClient
     from agentmesh.communication.client import Trace
     from agentmesh.communication.server import ACPServer
@@ -128,6 +135,7 @@ if TYPE_CHECKING:
         Executor,
         ParallelExecutor,
         SequentialExecutor,
+        register_executor,
     )
     from agentmesh.execution.plan import BehaviorPlan
     from agentmesh.execution.router import ToolRouter

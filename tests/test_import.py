@@ -21,7 +21,7 @@ PUBLIC = [
     "LLMReasoner", "Later", "MemoryEngine", "MemoryEntry", "ParallelExecutor", "RLPolicyReasoner", "ReasonerBase",
     "ReasonerRouter", "RuleReasoner", "RuntimeContainer", "Scheduler", "SequentialExecutor", "SessionBuilder", "SessionManager",
     "TaskManager", "ToolContext", "ToolRegistry", "ToolRouter", "Trace", "TraceWriter", "Verdict", "define_agent",
-    "register_callback", "register_tool",
+    "register_callback", "register_embedder", "register_executor", "register_session_strategy", "register_tool",
 ]  # fmt: skip
 HEAVY = {"celery", "kombu", "sqlalchemy", "psycopg", "pydantic", "pydantic_core", "structlog", "cryptography", "joserfc",
          "alembic", "typer", "rich", "redis", "yaml", "fastapi", "httpx", "asyncio", "importlib.metadata"}  # fmt: skip

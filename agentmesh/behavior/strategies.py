@@ -9,8 +9,8 @@ from __future__ import annotations
 import difflib
 import importlib
 import json
-from collections.abc import Callable, Mapping
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Annotated, Any
 
 from pydantic import Field
@@ -38,14 +38,24 @@ class SummarySpec(Record):
 
 class SessionSpec(Record):
     """What its reasoner is shown: a strategy by name (or Python code as "module:attribute"), that strategy's options, and
-    how many tokens it may come to, as `counter` ("module:attribute", of a text) counts them."""
+    how many tokens it may come to, as `counter` ("module:attribute", of a text) counts them. With `nearest`, of long-term
+    memory only so many entries, those nearest in meaning to the payload."""
 
     strategy: Name = "structured"
     python: Attribute | None = None
     options: dict[str, Json] = Field(default_factory=dict)
     budget: Tokens | None = None
     counter: Attribute | None = None
+    nearest: Annotated[int, Field(ge=1, le=1000)] | None = None
     summary: SummarySpec | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Near:
+    """Long-term keys, nearest first, and what is recorded of how they were found."""
+
+    keys: tuple[str, ...]
+    about: Mapping[str, Json]
 
 
 def estimate(text: str) -> int:
@@ -103,15 +113,12 @@ def structured(
     """
     values["turns"] = ()
     session = _session("structured", values)
-    if memory_keys is not None:
-        kept = {key: session.memory[key] for key in memory_keys if key in session.memory}
-        session = replace(session, memory=kept)
-    if meter is None:
+    if memory_keys is None and meter is None:
         return session
+    meter = meter or Meter()
     meter.take("payload", "payload", dict(session.payload), always=True)
     results = meter.some("results", session.results)
-    ordered = session.memory if memory_keys is not None else dict(sorted(session.memory.items()))
-    memory = meter.some("memory", ordered)
+    memory = meter.some("memory", _chosen(session.memory, memory_keys, meter))
     return replace(session, results=results, memory=memory, account=meter.account("structured"))
 
 
@@ -133,7 +140,10 @@ def _talk(
     name: str, most: int, memory_keys: list[str] | None, meter: Meter | None, values: dict[str, Any], *, summed: bool
 ) -> Session:  # fmt: skip
     meter = meter or Meter()
-    turns = list(values.pop("turns", ()))[-most:] if most else []
+    known = list(values.pop("turns", ()))
+    turns = known[-most:] if most else []
+    for one in known[: len(known) - len(turns)]:
+        meter.leave("turns", str(one["trace"]))
     session = _session(name, values)
     meter.take("payload", "payload", dict(session.payload), always=True)
     memory: dict[str, Json] = {}
@@ -151,11 +161,18 @@ def _talk(
         shown.append(said)
     for one in turns[: max(len(turns) - len(shown) - 1, 0)]:
         meter.leave("turns", str(one["trace"]))
-    others = sorted(session.memory) if memory_keys is None else memory_keys
-    memory |= meter.some("memory", {
-        key: session.memory[key] for key in others if key in session.memory and not (summed and key == SUMMARY)
-    })  # fmt: skip
+    others = _chosen(session.memory, memory_keys, meter)
+    memory |= meter.some("memory", {key: one for key, one in others.items() if not (summed and key == SUMMARY)})
     return replace(session, results=results, turns=tuple(reversed(shown)), memory=memory, account=meter.account(name))
+
+
+def _chosen(memory: Mapping[str, Json], keys: Sequence[str] | None, meter: Meter) -> dict[str, Json]:
+    """Those entries in their order, the others named as left out; None: all by key."""
+    if keys is None:
+        return dict(sorted(memory.items()))
+    for key in sorted(memory.keys() - set(keys)):
+        meter.leave("memory", key)
+    return {key: memory[key] for key in keys if key in memory}
 
 
 def split(turns: list[Any], entry: Json) -> tuple[list[Any], list[Any]]:
@@ -165,6 +182,7 @@ def split(turns: list[Any], entry: Json) -> tuple[list[Any], list[Any]]:
     return covered, turns[len(covered) :]
 
 
+OURS = frozenset({"structured", "dialogue", "summary"})
 STRATEGIES: dict[str, Build] = {"structured": structured, "dialogue": dialogue, "summary": summary}
 """The strategies that agents name; `register_session_strategy` adds to them."""
 
@@ -209,14 +227,26 @@ class SessionBuilder:
             )
         return made(**values, **(options or {}), **({} if meter is None else {"meter": meter}))
 
-    def view(self, spec: SessionSpec, **values: Any) -> Session:
-        """The session of `values` that an agent's file asks for. Raises BadAgentFile for code that cannot be imported."""
-        meter = None
-        if spec.budget is not None or spec.counter is not None:
+    def view(self, spec: SessionSpec, near: Near | None = None, **values: Any) -> Session:
+        """The session of `values` that an agent's file asks for; `near`: with no other long-term entries, in this order.
+
+        Raises BadAgentFile for code that cannot be imported.
+        """
+        meter, options = None, dict(spec.options)
+        if spec.budget is not None or spec.counter is not None or near is not None:
             meter = Meter(spec.budget, estimate if spec.counter is None else _imported(spec.counter))
+        if near is not None and meter is not None:
+            values["memory"] = _narrowed(spec, near, values["memory"], meter)
+            if spec.python is None and spec.strategy in OURS:
+                options["memory_keys"] = list(values["memory"])
         if spec.python is None:
-            return self.build(spec.strategy, spec.options, meter, **values)
-        made: Session = _imported(spec.python)(**values, **spec.options, **({} if meter is None else {"meter": meter}))
+            made = self.build(spec.strategy, options, meter, **values)
+        else:
+            made = _imported(spec.python)(**values, **options, **({} if meter is None else {"meter": meter}))
+        if made.account is None and not (spec.python is None and spec.strategy in OURS):
+            made = replace(made, account=_compared(spec, values, made))
+        if near is not None and made.account is not None:
+            made = replace(made, account={**made.account, "nearest": dict(near.about)})
         return made
 
     def check(self, spec: SessionSpec, agent: str) -> None:
@@ -229,6 +259,31 @@ class SessionBuilder:
             hint = f" · did you mean {near[0]}?" if near else ""
             raise BadAgentFile(f"agent {agent} names a session strategy that does not exist", value=spec.strategy,
                                expected=f"one of {', '.join(self.strategies())}{hint}")  # fmt: skip
+
+
+def _narrowed(spec: SessionSpec, near: Near, memory: Mapping[str, Json], meter: Meter) -> dict[str, Json]:
+    """Of memory, in the order in which a budget is spent: what `memory_keys` names, what is near, and short-term entries."""
+    named: Any = spec.options.get("memory_keys")
+    kept = [*(named or ()), *near.keys, *([SUMMARY] if spec.strategy == "summary" else ())]
+    if named is None:
+        kept += [key for key in memory if not key.startswith("long_term:")]
+    for key in memory:
+        if key not in kept:
+            meter.leave("memory", key)
+    return {key: memory[key] for key in kept if key in memory}
+
+
+def _compared(spec: SessionSpec, values: Mapping[str, Any], made: Session) -> dict[str, Json]:
+    """What a strategy of the user's shows of the values, which did not say so itself."""
+    meter = Meter()
+    for part in ("payload", "results", "memory"):
+        given, kept = values.get(part, {}), getattr(made, part)
+        meter.some(part, kept)
+        for key in sorted(given.keys() - kept.keys()):
+            meter.leave(part, key)
+    for n, turn in enumerate(made.turns):
+        meter.take("turns", str(turn.get("trace", n) if isinstance(turn, Mapping) else n), turn)
+    return meter.account(spec.python or spec.strategy)
 
 
 def _session(strategy: str, values: Mapping[str, Any]) -> Session:

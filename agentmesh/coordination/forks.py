@@ -11,7 +11,7 @@ from agentmesh.errors import NotRewindable
 from agentmesh.execution.plan import BehaviorPlan
 from agentmesh.infrastructure.database import Database
 from agentmesh.records import Json, PolicyPatch, Ring, grants_cover, new_id
-from agentmesh.state import rewind
+from agentmesh.state import forking
 from agentmesh.state.blobs import BlobStore
 
 
@@ -34,7 +34,7 @@ class Forks:
         `changes` replace keys of the payload; it may do what this one may, as far as `grants` go. Raises UnknownTrace, or
         NotRewindable for a step that is not there, or that the other plan does not have.
         """
-        of = rewind.source(self._db, tenant=self._tenant, trace_id=trace_id)
+        of = forking.source(self._db, tenant=self._tenant, trace_id=trace_id)
         if of["plan_hash"] is None:
             raise NotRewindable("a trace that has not begun has no step to fork at", value=str(trace_id))
         chosen = plan_hash or of["plan_hash"]
@@ -45,6 +45,6 @@ class Forks:
             of, payload=payload | dict(changes or {}), context_id=f"{of['context_id'][:100]}.fork-{new_id().hex[-12:]}"
         )
         given = policy.model_dump(mode="json", exclude_none=True) if policy else {}
-        rings = rewind.fork(self._db, made, of=of, ordinal=at, policy=of["policy"] | given, plan_hash=chosen, by=by)
+        rings = forking.fork(self._db, made, of=of, ordinal=at, policy=of["policy"] | given, plan_hash=chosen, by=by)
         self._ring(rings)
         return Trace(made.id, self._tenant, self._db, self._blobs)

@@ -15,6 +15,7 @@ from agentmesh.behavior.session import Note, Session
 from agentmesh.execution.callbacks import Outcome, StepResult
 from agentmesh.execution.cooperation import Chosen, decided
 from agentmesh.infrastructure.database import Database
+from agentmesh.infrastructure.logging import said_here
 from agentmesh.records import Action, Failure, Json, Policy
 from agentmesh.state import traces
 from agentmesh.state.changes import (
@@ -62,16 +63,7 @@ class LiveCall:
 
     @classmethod
     def of(cls, new: NewCall, attempt_id: UUID | None) -> LiveCall:
-        ids = {"id": new.id, "step_id": new.step_id}
-        return cls(plain(new) | ids | {"epoch": 1, "n": int(attempt_id is not None), "failures": 0}, attempt_id)
-
-    def attempt(self) -> NewAttempt:
-        if self.attempt_id is None:
-            raise ValueError("this call does not run here")
-        call = self.call
-        return NewAttempt(
-            self.attempt_id, call["step_id"], "tool", call["n"], call["epoch"], call["id"], call["idem_key"]
-        )
+        return cls(plain(new) | {"epoch": 1, "n": int(attempt_id is not None), "failures": 0}, attempt_id)
 
 
 @dataclass(frozen=True, slots=True)
@@ -279,8 +271,14 @@ class Draft:
         self.step_values |= values
 
     def ends(self, attempt_id: UUID | None, outcome: Any, error: Json = None) -> None:
+        """The attempt of the step itself, with what this thread has heard meanwhile."""
         if attempt_id is not None:
-            self.attempts.append(AttemptEnd(attempt_id, outcome, error))
+            self.attempts.append(AttemptEnd(attempt_id, outcome, error, said_here()))
+
+    def ran(self, one: LiveCall, outcome: Any, error: Json = None, *, log: Json = None) -> None:
+        """An inline call of the step, where it ran here, with what was logged meanwhile."""
+        if one.attempt_id is not None:
+            self.attempts.append(AttemptEnd(one.attempt_id, outcome, error, log, one.call["id"]))
 
     def land(self, db: Database, *, keep: bool) -> Landed | None:
         """Commit; None when the trace is no longer ours."""

@@ -42,7 +42,7 @@ from agentmesh.execution.views import HostedAgent, Parts, Views
 from agentmesh.infrastructure import jsontext
 from agentmesh.infrastructure.database import Row
 from agentmesh.infrastructure.faults import point
-from agentmesh.records import Action, Failure, Json, Policy, PolicyPatch, Ring, ToolUse, new_id
+from agentmesh.records import Action, Failure, Json, Policy, Ring, ToolUse, new_id
 from agentmesh.state import compensation
 from agentmesh.state.admission import Lane
 from agentmesh.state.calls import CONTINUATION, call_ring, step_ring
@@ -85,8 +85,7 @@ class Mover:
         plan = self.plan(held)
         if node == plans.COMPENSATE:
             return base.model_copy(update={"callbacks": ()})
-        patches = [plan.policy] if node == plans.START else [plan.policy, plan.node(node).policy]
-        values = {name: value for one in patches for name, value in _set(one) if name not in base.given}
+        values = {name: value for name, value in plan.policies[node].items() if name not in base.given}
         if values.get("max_steps", base.max_steps) > self._parts.max_steps:
             values["max_steps"] = self._parts.max_steps
         return base.model_copy(update=values) if values else base
@@ -296,7 +295,6 @@ class Mover:
         draft.event("TOOL_DISPATCH", made.id, strategy=decision.action.strategy, require=dispatch.require,
                     tools=[one.label for one in dispatch.calls])  # fmt: skip
         live = [LiveCall.of(one, new_id() if one.status == "running" else None) for one in dispatch.calls]
-        draft.new_attempts += [one.attempt() for one in live if one.attempt_id is not None]
         point("tools.before_commit")
         landed = self._opened(at, draft, made, failure, keep=dispatch.inline)
         point("tools.after_commit")
@@ -318,13 +316,12 @@ class Mover:
         said: dict[str, Json] = dict(at.action or {}) if at.kind == plans.START else {}
         why = decision.failure.as_json() if decision.failure else said.get("failure")
         spec = {
-            "since": said.get("since", 0),
             "then": said.get("then"),
             "after": said.get("after"),
             "end": said.get("end", "failed"),
             "failure": why,
         }
-        done = compensation.done(self._parts.db, held.tenant_id, held.id, since=int(spec["since"]))
+        done = compensation.done(self._parts.db, held.tenant_id, held.id, only=said.get("calls"))
         if not done:
             return self._after(at, draft, spec, failure)
         uses = tuple(
@@ -341,7 +338,7 @@ class Mover:
             refused = {"error": failure_of(exc, code=exc.code).as_json()}
             draft.letters += [_parked(at, one, refused) for one in done]
             return self._after(at, draft, spec, failure)
-        draft.closes = self.branches(held)
+        draft.closes = "calls" not in said and self.branches(held)
         draft.event("EXEC_COMPENSATE", tools=[one["label"] for one in done])
         asked = (step.action or {}) | {"undo": spec, "calls": [str(one["id"]) for one in done]}
         return self.call(at, draft, call, replace(step, action=asked), dispatch, failure=failure)
@@ -426,10 +423,6 @@ def _ends(draft: Draft, failure: Failure | None) -> None:
         draft.step(status="done")
     else:
         draft.step(status="failed", error=failure.as_json())
-
-
-def _set(patch: PolicyPatch) -> list[tuple[str, Any]]:
-    return [(name, value) for name in PolicyPatch.model_fields if (value := getattr(patch, name)) is not None]
 
 
 def _step_ring(at: Position, step: NewStep) -> Ring:

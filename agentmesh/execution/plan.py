@@ -255,6 +255,12 @@ class BehaviorPlan(Record):
         return {one.id: n for n, one in enumerate(self.nodes)}
 
     @cached_property
+    def policies(self) -> dict[str, dict[str, Any]]:
+        """What is set for each node, and for the start: the plan's policy, and the node's own above it."""
+        own = [(START, PolicyPatch()), *((one.id, one.policy) for one in self.nodes)]
+        return {name: _set(self.policy) | _set(patch) for name, patch in own}
+
+    @cached_property
     def branches(self) -> bool:
         """Whether its nodes begin when those they need have ended, side by side, rather than one after another."""
         return any(one.needs is not None for one in self.nodes)
@@ -336,3 +342,7 @@ def default_plan() -> BehaviorPlan:
             Tools(id="tools", kind="tools", next="reason", otherwise="trigger"),
         ),
     )
+
+
+def _set(patch: PolicyPatch) -> dict[str, Any]:
+    return {name: value for name in PolicyPatch.model_fields if (value := getattr(patch, name)) is not None}

@@ -31,11 +31,13 @@ class Place:
 @dataclass(frozen=True, slots=True)
 class Won:
     result: Json
+    log: Json = None
 
 
 @dataclass(frozen=True, slots=True)
 class Lost:
     failure: Failure
+    log: Json = None
 
 
 Outcome = Won | Lost

@@ -12,24 +12,35 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import psycopg
+
 from agentmesh.behavior.agents import AgentSpec
+from agentmesh.behavior.embedders import EmbedderSpec
 from agentmesh.behavior.reasoners import Reasoner
 from agentmesh.behavior.session import Lazy, LazyList, Session
-from agentmesh.behavior.strategies import SUMMARY, SessionBuilder, structured
+from agentmesh.behavior.strategies import SUMMARY, Near, SessionBuilder, structured
 from agentmesh.behavior.templates import EACH
+from agentmesh.errors import Mistake
 from agentmesh.execution.callbacks import CallbackHandler, StepResult
 from agentmesh.execution.draft import Position
-from agentmesh.execution.failures import ours
+from agentmesh.execution.failures import AWAY, failure_of, ours, theirs
 from agentmesh.execution.plan import BehaviorPlan
 from agentmesh.execution.router import Dispatch, ToolRouter
 from agentmesh.infrastructure.database import Database
+from agentmesh.infrastructure.embedding import Embedder, unit_vectors
 from agentmesh.records import Action, Json, Ring, Verdict
+from agentmesh.state import vectors
 from agentmesh.state.admission import Lane
 from agentmesh.state.blobs import BlobStore
-from agentmesh.state.changes import MemoryWrite, NewTrace
+from agentmesh.state.changes import MemoryWrite, NewCall, NewTrace
 from agentmesh.state.contexts import SessionManager
 from agentmesh.state.templates import Templates
 from agentmesh.state.traces import Held
+from agentmesh.state.vectors import text_of
+
+LOOK_S = 10.0
+SHARE = 0.3
+"""What looking for the nearest entries may take: so long, and of a decision's time this share."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +78,7 @@ class Parts:
     max_steps: int
     moment: Callable[[dict[str, Json]], str]
     pool: ThreadPoolExecutor
+    embedder: Callable[[EmbedderSpec], Embedder]
     redact: Callable[[Json], Json] = field(default=lambda value: value)
     monotonic: Callable[[], float] = time.monotonic
     overrun: Callable[[Future[Any]], None] = field(default=lambda _: None)
@@ -82,6 +94,46 @@ class Views:
     def session(self, at: Position, values: dict[str, Any] | None = None) -> Session:
         """What user code is shown; memory, results and turns are read when they are first looked at."""
         return self._parts.builder.view(self._agent.spec.session, **(values or self.values(at)))
+
+    def shown(self, at: Position, values: dict[str, Any]) -> Session:
+        """What a reasoner is shown; where its agent wants the nearest entries of memory, those."""
+        spec = self._agent.spec
+        near = None if spec.session.nearest is None else self._near(at, values["payload"], spec.session.nearest)
+        return self._parts.builder.view(spec.session, near, **values)
+
+    def _near(self, at: Position, payload: Json, n: int) -> Near:
+        """The entries nearest to the payload. An embedder that fails does not stop the decision: that is recorded, and the
+        newest ones are shown."""
+        held, policy, spec, db = at.held, at.policy, self._agent.spec.memory.embedder, self._parts.db
+        if spec is None:
+            raise Mistake("this agent has no embedder", value=held.agent)
+        about: dict[str, Json] = {"model": spec.vectors}
+        where = (db, held.tenant_id, held.context_id, spec.vectors)
+        found = None
+        try:
+            [vector] = theirs(
+                lambda: unit_vectors(
+                    self._parts.embedder(spec), [text_of(held.intent, payload)],
+                    within_s=min(LOOK_S, SHARE * policy.reasoner_timeout_s),
+                )
+            )  # fmt: skip
+            found = vectors.nearest(*where, vector, limit=n)
+        except psycopg.errors.QueryCanceled as exc:  # too many to be compared in time: they would be again
+            about["error"] = failure_of(exc, code="E_EMBEDDING").as_json()
+        except AWAY:
+            raise
+        except Exception as exc:  # noqa: BLE001 - whatever it raises, the decision itself goes on
+            about["error"] = failure_of(exc, code="E_EMBEDDING").as_json()
+        if found is None:
+            found = vectors.nearest(*where, None, limit=n)
+        if found.unknown:
+            vectors.owe(*where)
+        keys = tuple(f"long_term:{row['key']}" for row in found.rows)
+        about["found"] = [
+            [key, None if row["score"] is None else round(row["score"], 4)]
+            for key, row in zip(keys, found.rows, strict=True)
+        ]
+        return Near(keys, about | {"waiting": found.waiting})
 
     def variables(self, at: Position, names: Iterable[str], result: Json) -> dict[str, Json]:
         """What the expressions of a plan may name, of that what they do name."""
@@ -166,8 +218,12 @@ class Views:
 
     def resolved(self, at: Position, plan: Dispatch) -> Dispatch:
         """The dispatch with the big arguments of its calls put aside."""
-        calls = (replace(one, args=self.aside(at, one.args, "the arguments of a call")) for one in plan.calls)
-        return replace(plan, calls=tuple(calls))
+
+        def lightened(call: NewCall) -> NewCall:
+            args = self.aside(at, call.args, "the arguments of a call")
+            return call if args is call.args else replace(call, args=args)
+
+        return replace(plan, calls=tuple(lightened(one) for one in plan.calls))
 
     def remembered(self, at: Position, writes: Sequence[MemoryWrite]) -> list[MemoryWrite]:
         """The writes with their big values put aside. Raises BadMemory where one is not what the agent declares."""
@@ -176,7 +232,12 @@ class Views:
                 self._templates.check(one.type, one.key, one.value)
         keep_s = self._templates.keep_s
         return [
-            replace(one, value=self.aside(at, one.value, f"memory {one.key}"), keep_s=keep_s(one.type, one.key))
+            replace(
+                one,
+                value=self.aside(at, one.value, f"memory {one.key}"),
+                keep_s=keep_s(one.type, one.key),
+                models=() if one.deleted else self._templates.models(one.type),
+            )
             for one in writes
         ]
 
@@ -184,7 +245,10 @@ class Views:
         """The next summary of the context, as it is to be written."""
         kind, _, key = SUMMARY.partition(":")
         kept = self.aside(at, entry, "a summary")
-        return MemoryWrite("long_term", key, kept, key, at.step_id, keep_s=self._templates.keep_s(kind, key))
+        return MemoryWrite(
+            "long_term", key, kept, key, at.step_id, keep_s=self._templates.keep_s(kind, key),
+            models=self._templates.models(kind),
+        )  # fmt: skip
 
     def aside(self, at: Position, value: Json, what: str) -> Json:
         return self._parts.blobs.shrink(at.held.tenant_id, value, what=what)

@@ -1,7 +1,7 @@
 """What workers announce: agents, tools and the plans agents follow, each with a version.
 
-Announcing is idempotent; the newest announcement of a name stands. A plan is kept for ever under its hash, because
-running traces are pinned to it.
+Announcing is idempotent; the newest announcement of a name stands, and is audited where it changes something. A plan is
+kept for ever under its hash, because running traces are pinned to it.
 """
 
 from __future__ import annotations
@@ -11,18 +11,27 @@ from agentmesh.records import Json
 from agentmesh.state.audit import said
 
 AGENT = """
-INSERT INTO mesh.agents (tenant_id, id, version, queue, plan_hash, intents, accepts, spec)
-VALUES (%(tenant_id)s, %(id)s, %(version)s, %(queue)s, %(plan_hash)s, %(intents)s, %(accepts)s, %(spec)s::jsonb)
-ON CONFLICT (tenant_id, id) DO UPDATE SET version = excluded.version, queue = excluded.queue,
-  plan_hash = excluded.plan_hash, intents = excluded.intents, accepts = excluded.accepts, spec = excluded.spec,
-  announced_at = mesh.mesh_now()
+WITH was AS (SELECT * FROM mesh.agents WHERE tenant_id = %(tenant_id)s AND id = %(id)s),
+ now AS (INSERT INTO mesh.agents (tenant_id, id, version, queue, plan_hash, intents, accepts, spec)
+   VALUES (%(tenant_id)s, %(id)s, %(version)s, %(queue)s, %(plan_hash)s, %(intents)s, %(accepts)s, %(spec)s::jsonb)
+   ON CONFLICT (tenant_id, id) DO UPDATE SET version = excluded.version, queue = excluded.queue,
+     plan_hash = excluded.plan_hash, intents = excluded.intents, accepts = excluded.accepts, spec = excluded.spec,
+     announced_at = mesh.mesh_now() RETURNING *)
+SELECT mesh.audit_note(n.tenant_id, CASE WHEN w.id IS NULL THEN 'AGENT_NEW' ELSE 'AGENT_CHANGE' END, %(said)s::jsonb)
+  FROM now n LEFT JOIN was w ON true
+ WHERE (w.version, w.queue, w.plan_hash, w.intents, w.accepts, w.spec)
+   IS DISTINCT FROM (n.version, n.queue, n.plan_hash, n.intents, n.accepts, n.spec)
 """
 
 TOOL = """
-INSERT INTO mesh.tools (tenant_id, id, version, queue, needs, effect, spec)
-VALUES (%(tenant_id)s, %(id)s, %(version)s, %(queue)s, %(needs)s, %(effect)s, %(spec)s::jsonb)
-ON CONFLICT (tenant_id, id) DO UPDATE SET version = excluded.version, queue = excluded.queue, needs = excluded.needs,
-  effect = excluded.effect, spec = excluded.spec, announced_at = mesh.mesh_now()
+WITH was AS (SELECT * FROM mesh.tools WHERE tenant_id = %(tenant_id)s AND id = %(id)s),
+ now AS (INSERT INTO mesh.tools (tenant_id, id, version, queue, needs, effect, spec)
+   VALUES (%(tenant_id)s, %(id)s, %(version)s, %(queue)s, %(needs)s, %(effect)s, %(spec)s::jsonb)
+   ON CONFLICT (tenant_id, id) DO UPDATE SET version = excluded.version, queue = excluded.queue, needs = excluded.needs,
+     effect = excluded.effect, spec = excluded.spec, announced_at = mesh.mesh_now() RETURNING *)
+SELECT mesh.audit_note(n.tenant_id, CASE WHEN w.id IS NULL THEN 'TOOL_NEW' ELSE 'TOOL_CHANGE' END, %(said)s::jsonb)
+  FROM now n LEFT JOIN was w ON true
+ WHERE (w.version, w.queue, w.needs, w.effect, w.spec) IS DISTINCT FROM (n.version, n.queue, n.needs, n.effect, n.spec)
 """
 
 PLAN = """
@@ -36,7 +45,7 @@ SELECT a.id, a.version, a.queue, a.plan_hash, a.intents, a.accepts, a.spec, a.an
     AND w.beat_at > mesh.mesh_asof() - make_interval(secs => w.lease_s)) AS workers,
   (SELECT count(*) FROM mesh.traces t WHERE t.tenant_id = a.tenant_id AND t.agent = a.id AND t.status = 'queued') AS queued,
   (SELECT count(*) FROM mesh.traces t WHERE t.tenant_id = a.tenant_id AND t.agent = a.id AND t.status = 'running') AS running
- FROM mesh.agents a WHERE a.tenant_id = %(tenant)s ORDER BY a.id
+ FROM mesh.agents a WHERE a.tenant_id = %(tenant)s AND a.id > %(after)s ORDER BY a.id LIMIT %(limit)s
 """
 
 INSTANCES = """
@@ -65,12 +74,15 @@ SELECT t.id, t.version, t.queue, t.needs, t.effect, t.spec, t.announced_at,
 """
 
 
-def announce_agent(db: Database, row: dict[str, Json]) -> None:
-    db.once(AGENT, row | {"spec": jsonb(row["spec"])})
+def announce_agent(db: Database, row: dict[str, Json], *, by: str = "mesh") -> None:
+    told = {name: row[name] for name in ("version", "queue", "plan_hash", "intents", "accepts")}
+    hook = row["spec"].get("webhook")
+    db.once(AGENT, row | {"spec": jsonb(row["spec"]), "said": said(by, agent=row["id"], webhook=hook, **told)})
 
 
-def announce_tool(db: Database, row: dict[str, Json]) -> None:
-    db.once(TOOL, row | {"spec": jsonb(row["spec"])})
+def announce_tool(db: Database, row: dict[str, Json], *, by: str = "mesh") -> None:
+    told = {name: row[name] for name in ("version", "queue", "needs", "effect")}
+    db.once(TOOL, row | {"spec": jsonb(row["spec"]), "said": said(by, tool=row["id"], **told)})
 
 
 def keep_plan(db: Database, *, tenant_id: str, plan_hash: str, chain: str, body: Json) -> None:
@@ -87,9 +99,9 @@ def plan(db: Database, tenant_id: str, plan_hash: str) -> Json:
     return rows[0]["body"] if rows else None
 
 
-def agents(db: Database, tenant_id: str) -> list[Row]:
-    """Announced agents with how many live workers host each, and its queued and running traces."""
-    return db.once(AGENTS, {"tenant": tenant_id})
+def agents(db: Database, tenant_id: str, *, after: str = "", limit: int = 10_000) -> list[Row]:
+    """Announced agents by name, behind `after`, with how many live workers host each, and its queued and running traces."""
+    return db.once(AGENTS, {"tenant": tenant_id, "after": after, "limit": limit})
 
 
 def instances(db: Database, tenant_id: str, agent: str) -> list[Row]:

@@ -1,8 +1,8 @@
 """Going back in a plan whose branches run beside one another: one node begins anew, and with it all that needed it.
 
 Their steps are superseded; every other branch goes on where it stands, or begins again where the end of the trace had
-closed it. Memory goes back for what the superseded steps wrote, but for keys that somebody has written since. Lock order:
-trace → calls → steps → context.
+closed it. What the tools of those steps did is undone first, and memory goes back for what they wrote, but for keys that
+somebody has written since. Lock order: trace → calls → steps → context.
 """
 
 from __future__ import annotations
@@ -12,12 +12,11 @@ from typing import Any
 from uuid import UUID
 
 from agentmesh.errors import NotRewindable
-from agentmesh.infrastructure.database import Row, Tx
-from agentmesh.records import Ring, new_id
-from agentmesh.state import rescue
+from agentmesh.infrastructure.database import Row, Tx, jsonb
+from agentmesh.records import Json, Ring, new_id
+from agentmesh.state import compensation, rescue
 from agentmesh.state.calls import step_ring
 from agentmesh.state.closing import close
-from agentmesh.state.retry import BEGIN_AGAIN, HEADS
 
 TRACE = """
 SELECT t.id, t.tenant_id, t.worker_id, t.epoch, t.state, p.body AS plan FROM mesh.traces t
@@ -26,14 +25,13 @@ SELECT t.id, t.tenant_id, t.worker_id, t.epoch, t.state, p.body AS plan FROM mes
  FOR NO KEY UPDATE OF t
 """
 
-STEPS = """
-SELECT id, coalesce(group_of, id) AS whole, kind, status, CASE kind WHEN 'start' THEN action->>'to' ELSE node END AS node
-  FROM mesh.steps WHERE trace_id = %(trace)s AND tenant_id = %(tenant)s AND status <> 'superseded'
-"""
+NODE = """CASE WHEN {0}.kind = 'start' THEN coalesce({0}.action->>'then', {0}.action->>'to')
+  ELSE coalesce({0}.action->'undo'->>'then', {0}.node) END"""
+"""The node that a step stands for: what undoes a branch's work stands for the node that begins anew after it."""
 
-TO_UNDO = """
-SELECT tool FROM mesh.calls WHERE step_id = ANY(%(steps)s) AND trace_id = %(trace)s AND tenant_id = %(tenant)s
-  AND status = 'done' AND compensate IS NOT NULL LIMIT 1
+STEPS = f"""
+SELECT s.id, coalesce(s.group_of, s.id) AS whole, s.kind, s.status, {NODE.format("s")} AS node
+  FROM mesh.steps s WHERE s.trace_id = %(trace)s AND s.tenant_id = %(tenant)s AND s.status <> 'superseded'
 """
 
 SUPERSEDE = """
@@ -43,14 +41,32 @@ UPDATE mesh.steps SET status = 'superseded' WHERE id = ANY(%(steps)s) AND trace_
 # Of every key that these steps wrote: whether one of them wrote it last, and what it was before them.
 WRITTEN = """
 SELECT DISTINCT ON (m.type, m.key) m.type, m.key, coalesce(m.step_id = ANY(%(after)s), false) AS ours, b.value,
-  b.id IS NULL OR b.deleted AS gone, extract(epoch FROM b.forget_at - mesh.mesh_asof())::float8 AS keep_s
-  FROM mesh.memory m LEFT JOIN LATERAL (SELECT o.id, o.value, o.deleted, o.forget_at FROM mesh.memory o
+  b.id IS NULL OR b.deleted AS gone, coalesce(b.trusted, false) AS trusted,
+  extract(epoch FROM b.forget_at - mesh.mesh_asof())::float8 AS keep_s
+  FROM mesh.memory m LEFT JOIN LATERAL (SELECT o.id, o.value, o.deleted, o.forget_at, o.trusted FROM mesh.memory o
     WHERE o.tenant_id = m.tenant_id AND o.context_id = m.context_id AND o.type = m.type AND o.scope = m.scope AND o.key = m.key
       AND NOT coalesce(o.step_id = ANY(%(after)s), false) ORDER BY o.version DESC LIMIT 1) b ON true
  WHERE m.tenant_id = %(tenant)s AND m.context_id = %(context)s AND EXISTS (SELECT 1 FROM mesh.memory w
    WHERE w.tenant_id = m.tenant_id AND w.context_id = m.context_id AND w.type = m.type AND w.scope = m.scope AND w.key = m.key
      AND w.trace_id = %(trace)s AND w.step_id = ANY(%(after)s))
  ORDER BY m.type, m.key, m.version DESC
+"""
+
+# Only plans with branches keep which of their nodes are open.
+CLOSED = f"""
+SELECT o.node, p.body AS plan FROM mesh.traces t
+  JOIN mesh.plans p ON p.tenant_id = t.tenant_id AND p.hash = t.plan_hash, jsonb_array_elements_text(t.state->'open') AS o(node)
+ WHERE t.id = %(trace)s AND t.tenant_id = %(tenant)s
+   AND o.node <> (SELECT {NODE.format("s")} FROM mesh.steps s WHERE s.id = %(step)s AND s.tenant_id = %(tenant)s)
+"""
+
+BEGIN_AGAIN = """
+WITH t AS (UPDATE mesh.traces SET steps = steps + 1 WHERE id = %(trace)s AND tenant_id = %(tenant)s
+  RETURNING id, tenant_id, steps, queue, agent, priority)
+INSERT INTO mesh.steps (id, tenant_id, trace_id, ordinal, node, iteration, kind, status, queue, agent, priority, action, rung_at)
+SELECT %(id)s, t.tenant_id, t.id, t.steps, 'start', 1 + (SELECT max(m.iteration) FROM mesh.steps m WHERE m.trace_id = t.id
+   AND m.tenant_id = t.tenant_id), 'start', 'ready', t.queue, t.agent, t.priority, %(action)s::jsonb, mesh.mesh_now() FROM t
+RETURNING id, epoch, queue, agent, priority
 """
 
 LIVE = ("ready", "running", "waiting", "joined")
@@ -67,7 +83,8 @@ class Back:
         trace = tx.one(TRACE, at)
         if trace is None:
             raise NotRewindable("a cancelled trace, and one that has not begun, cannot go back", value=str(at["trace"]))
-        self.nodes = dependants(trace["plan"], node)
+        self._plan = trace["plan"]
+        self.nodes = dependants(self._plan, node)
         self.rings: list[Ring] = []
         if trace["worker_id"] is not None:  # whoever holds it may be at another branch, which goes on
             self.rings += rescue.let_go(tx, trace, "released")
@@ -75,7 +92,8 @@ class Back:
         wholes = {row["id"] for row in rows if row["node"] in self.nodes and row["kind"] != "group"}
         self.steps = [row["id"] for row in rows if row["whole"] in wholes]
         self._others = [row["id"] for row in rows if row["whole"] not in wholes]
-        self._require_nothing_to_undo(rows)
+        if any(row["node"] == "compensate" for row in rows):
+            raise NotRewindable("what all branches have done is undone", value=node, expected="step 1")
         live = {row["node"] for row in rows if row["status"] in LIVE and row["id"] in set(self._others)}
         self.state, beside = before(trace["state"], self.nodes, node)
         self._closed = [one for one in beside if one not in live]
@@ -87,13 +105,7 @@ class Back:
 
     def begin_again(self) -> None:
         """Other branches that the end of the trace had closed begin again."""
-        self.rings += begin(self._tx, self._at, self._closed)
-
-    def _require_nothing_to_undo(self, rows: Sequence[Row]) -> None:
-        done = self._tx.one(TO_UNDO, self._at | {"steps": self.steps})
-        if done is not None or any(row["node"] == "compensate" for row in rows):
-            raise NotRewindable("what branches have done is undone as a whole", value=done["tool"] if done else None,
-                                expected="step 1")  # fmt: skip
+        self.rings += begin(self._tx, self._at, self._plan, self._closed)
 
 
 def dependants(plan: Mapping[str, Any], node: str) -> Collection[str]:
@@ -113,12 +125,27 @@ def before(state: Mapping[str, Any], nodes: Collection[str], node: str) -> tuple
     return {**state, "open": [*beside, node], "marks": marks}, beside
 
 
-def begin(tx: Tx, at: Mapping[str, Any], nodes: Sequence[str]) -> list[Ring]:
-    """Each of these nodes begins, with a step of its own; the rings that are owed."""
+def begin_closed(tx: Tx, at: Mapping[str, Any]) -> list[Ring]:
+    """Branches that the failure of the trace, at the step `at` names, had closed begin again; the rings that are owed."""
+    rows = tx.all(CLOSED, at)
+    return begin(tx, at, rows[0]["plan"], [row["node"] for row in rows]) if rows else []
+
+
+def begin(tx: Tx, at: Mapping[str, Any], plan: Mapping[str, Any], nodes: Sequence[str]) -> list[Ring]:
+    """Each of these nodes begins, with a step of its own, once what it did before is undone; the rings that are owed."""
+    rings = []
     for node in nodes:
-        tx.count(BEGIN_AGAIN, {**at, "id": new_id(), "node": node})
-    heads = tx.all(HEADS, {**at, "nodes": list(nodes)}) if nodes else []
-    return [step_ring({f"step_{name}": value for name, value in one.items()}, at["trace"]) for one in heads]
+        undo = compensation.of_nodes(tx, at, sorted(dependants(plan, node)))
+        if row := tx.one(BEGIN_AGAIN, {**at, "id": new_id(), "action": jsonb(towards(node, undo))}):
+            rings.append(step_ring({f"step_{name}": value for name, value in row.items()}, at["trace"]))
+    return rings
+
+
+def towards(node: str | None, undo: Sequence[Row]) -> dict[str, Json]:
+    """What a start step says that leads to this node (None: the first one), once these calls are undone."""
+    if undo:
+        return {"to": "compensate", "then": node or "start", "calls": [str(one["id"]) for one in undo]}
+    return {"to": node} if node else {}
 
 
 def written(tx: Tx, at: Mapping[str, Any], context: str, steps: Sequence[UUID]) -> list[Row]:

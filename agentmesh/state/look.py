@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from uuid import UUID
 
+from agentmesh.infrastructure.counts import transition
 from agentmesh.infrastructure.database import Database
 from agentmesh.state import admission, children, leases, rescue, rings, signals, steering
 
@@ -35,6 +36,7 @@ class Look:
     chores: frozenset[str]
 
 
+@transition("look")
 def look(
     db: Database, worker_id: UUID, *, lease_s: float, silent_s: float = 2.0, again_s: float = 2.0, cap_s: float = 10.0
 ) -> Look:

@@ -16,6 +16,7 @@ from uuid import UUID
 from agentmesh.errors import NotResolvable, NotRetryable
 from agentmesh.infrastructure.database import Database, Row, Tx, jsonb
 from agentmesh.records import Json, Ring, named, new_id
+from agentmesh.state import branches
 from agentmesh.state.calls import call_ring, step_ring
 
 UNKNOWN = "E_OUTCOME_UNKNOWN"
@@ -61,22 +62,6 @@ RETURNING id, epoch, queue, agent, priority
 
 UNDECIDED = ("E_NO_QUORUM", "E_NO_BID", "E_TIMEOUT")
 """Why the answers of all children may not have been enough."""
-
-# Only plans with branches keep which of their nodes are open.
-BRANCHES = """
-SELECT o.node FROM mesh.traces t, jsonb_array_elements_text(t.state->'open') AS o(node)
- WHERE t.id = %(trace)s AND t.tenant_id = %(tenant)s
-   AND o.node <> (SELECT coalesce(s.action->>'to', s.node) FROM mesh.steps s WHERE s.id = %(step)s AND s.tenant_id = %(tenant)s)
-"""
-
-BEGIN_AGAIN = """
-WITH t AS (UPDATE mesh.traces SET steps = steps + 1 WHERE id = %(trace)s AND tenant_id = %(tenant)s
-  RETURNING id, tenant_id, steps, queue, agent, priority)
-INSERT INTO mesh.steps (id, tenant_id, trace_id, ordinal, node, iteration, kind, status, queue, agent, priority, action, rung_at)
-SELECT %(id)s, t.tenant_id, t.id, t.steps, 'start', 1 + (SELECT max(m.iteration) FROM mesh.steps m WHERE m.trace_id = t.id
-   AND m.tenant_id = t.tenant_id), 'start', 'ready', t.queue, t.agent, t.priority,
-  jsonb_build_object('to', %(node)s::text), mesh.mesh_now() FROM t
-"""
 
 # How the child traces of a step's calls stand now: some may have been retried by themselves.
 CHILDREN = """
@@ -136,11 +121,6 @@ SELECT %(id)s, tenant_id, trace_id, step_id, group_id, kind, slot, %(idx)s, slot
  FROM mesh.calls WHERE id = %(call)s AND tenant_id = %(tenant)s
 """
 
-HEADS = """
-SELECT id, epoch, queue, agent, priority FROM mesh.steps WHERE trace_id = %(trace)s AND tenant_id = %(tenant)s
-  AND kind = 'start' AND status = 'ready' AND action->>'to' = ANY(%(nodes)s)
-"""
-
 
 def retry(db: Database, *, tenant: str, trace_id: UUID, by: str) -> list[Ring]:
     """The failed trace runs again from the step that failed, its dead letters are settled; the rings that are owed.
@@ -189,7 +169,7 @@ def _retry_in(tx: Tx, at: dict[str, Any], by: str) -> list[Ring] | None:
     if step["undecided"]:
         raise NotRetryable("the errands of this step are not sent again in place", value=str(trace_id),
                            next=f"agentmesh rewind {trace_id} --to {step['ordinal']}")  # fmt: skip
-    closed = _begin_again(tx, at)
+    closed = branches.begin_closed(tx, at)
     if step["kind"] == "delegate" and step["wins"] < step["need"]:
         return closed + _wait_again(tx, at, step)
     if step["kind"] == "tools" and step["wins"] < step["need"]:
@@ -234,7 +214,7 @@ def resolve(
             raise NotResolvable("the trace of this call has not failed", value=str(call["id"])) from exc
         if step is None or step["id"] != call["step_id"] or step["wins"] >= step["need"]:
             raise NotResolvable("this call is not what its trace has failed at", value=str(call["id"]))
-        closed = _begin_again(tx, at)
+        closed = branches.begin_closed(tx, at)
         calls = tx.all(LOCK_CALLS, at)
         mine = next((one for one in calls if one["id"] == call["id"]), None)
         if mine is None or (mine["status"], mine["effect"]) != ("failed", "once"):
@@ -261,15 +241,6 @@ def _settle_by_hand(tx: Tx, at: dict[str, Any], call: Row, to: str, result: Json
     error = None if to == "done" else {"code": "E_TOOL", "message": "it has not taken effect, as a person has said"}
     said = {"attempt": new_id(), "won": to == "done", "result": jsonb(result if to == "done" else None)}
     tx.count(SETTLE_BY_HAND, at | said | {"error": jsonb(error) if error else None})
-
-
-def _begin_again(tx: Tx, at: dict[str, Any]) -> list[Ring]:
-    """Branches that the failure had closed begin again."""
-    rows = tx.all(BRANCHES, at)
-    for row in rows:
-        tx.count(BEGIN_AGAIN, at | {"id": new_id(), "node": row["node"]})
-    began = tx.all(HEADS, at | {"nodes": [row["node"] for row in rows]}) if rows else []
-    return [_step_ring(row, at["trace"]) for row in began]
 
 
 def _again(calls: Sequence[Row]) -> list[tuple[list[Row], list[Row]]]:

@@ -19,8 +19,8 @@ SELECT a.id, a.spec->'memory' AS memory FROM mesh.agents a
 
 
 class Templates:
-    """What agents declared, by agent: `{"strict", "keep_s", "entries": {key: {"schema", "type", "keep_s"}}}`, empty for one
-    that did not."""
+    """What agents declared, by agent: `{"strict", "keep_s", "entries": {key: {"schema", "type", "keep_s"}}, "embedder":
+    {"vectors", "spec"}}` (without the last: no vectors), empty for one that did not."""
 
     def __init__(self, declared: Mapping[str, Mapping[str, Any]]) -> None:
         self._declared = {agent: one for agent, one in declared.items() if one}
@@ -55,6 +55,14 @@ class Templates:
             for entry in (said["entries"].get(key),)
         ]
         return min((one for one in found if one is not None), default=None)
+
+    def embedders(self) -> dict[str, dict[str, Json]]:
+        """What their entries are embedded by, by the name of its vectors."""
+        return {said["embedder"]["vectors"]: said["embedder"] for said in self._declared.values() if "embedder" in said}
+
+    def models(self, type_: str) -> tuple[str, ...]:
+        """The vectors that an entry of this type is to have."""
+        return tuple(self.embedders()) if type_ == "long_term" else ()
 
 
 def of_context(db: Database, tenant_id: str, context_id: str) -> Templates:

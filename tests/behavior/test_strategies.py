@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from agentmesh.behavior import strategies
 from agentmesh.behavior.prompts import read_prompt
 from agentmesh.behavior.session import Session
 from agentmesh.behavior.strategies import SUMMARY, Meter, SessionBuilder, SessionSpec, estimate
@@ -83,6 +84,31 @@ def test_without_a_budget_the_structured_strategy_reads_nothing() -> None:
     assert shown(SessionSpec(), memory=Unread()).account is None
 
 
+def test_what_an_option_leaves_out_is_named_without_a_budget_too() -> None:
+    memory = {"long_term:a": 1, "long_term:b": 2}
+    keys = {"memory_keys": ["long_term:b"]}
+    for spec in (SessionSpec(options=keys), SessionSpec(strategy="dialogue", options=keys | {"most": 4})):
+        account = shown(spec, memory=memory).account
+        assert account is not None
+        assert account["left_out"].pop("memory") == {"long_term:a": 0}
+        assert account["left_out"] == ({"turns": {"t1": 0}} if spec.strategy == "dialogue" else {})
+
+
+def test_what_a_strategy_of_the_users_does_not_say_itself_is_said_for_it() -> None:
+    spec = SessionSpec(python="tests.behavior.test_strategies:short")
+    account = shown(spec, n=2, memory={"long_term:a": 1, "long_term:b": 2}, results={"r": 1}).account
+    assert account is not None
+    assert account["strategy"] == "tests.behavior.test_strategies:short"
+    assert {part: list(keys) for part, keys in account["shown"].items()} == {
+        "results": ["r"], "memory": ["long_term:b"], "turns": ["t1", "t2"],
+    }  # fmt: skip
+    assert account["left_out"] == {"memory": {"long_term:a": 0}}
+
+
+def short(**values: Any) -> Session:
+    return Session(**values | {"memory": {"long_term:b": values["memory"]["long_term:b"]}})
+
+
 def test_the_payload_is_always_shown() -> None:
     session = shown(SessionSpec(strategy="dialogue", budget=1), payload={"text": "x" * 100})
     assert (session.payload, numbers(session)) == ({"text": "x" * 100}, [])
@@ -94,6 +120,14 @@ def own(*, meter: Meter | None = None, loud: bool = False, **values: Any) -> Ses
 
 def test_code_of_the_users_is_a_strategy() -> None:
     spec = SessionSpec(python="tests.behavior.test_strategies:own", options={"loud": True}, budget=10)
+    assert shown(spec).intent == "I"
+
+
+def test_one_of_the_users_is_named_as_ours_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(strategies, "STRATEGIES", dict(strategies.STRATEGIES))
+    strategies.register_session_strategy("loud")(own)
+    spec = SessionSpec(strategy="loud", options={"loud": True})
+    SessionBuilder().check(spec, "clerk")
     assert shown(spec).intent == "I"
 
 

@@ -120,9 +120,14 @@ def at(lab, node):
     return [one["ordinal"] for one in lab.steps(lab.t) if one["node"] == node and one["status"] != "superseded"][-1]
 
 
-def back(lab, ordinal):
+def order(lab, ordinal):
     done = rewind.rewind(lab.mesh.db, tenant="default", trace_id=lab.t.id, ordinal=ordinal, by="ann")
     lab.bells.ring(done.rings)
+    return done
+
+
+def back(lab, ordinal):
+    done = order(lab, ordinal)
     lab.drain()
     return done
 
@@ -225,22 +230,126 @@ def test_whoever_is_at_another_branch_loses_it_and_it_is_taken_again(lab):
     assert (lab.t.status(), sorted(lab.seen)) == ("done", ["a", "a", "c"])
 
 
-def test_branches_that_did_what_has_to_be_undone_go_back_as_a_whole(lab, tools):
-    @register_tool("undo", registry=tools)
-    def undo(args: dict, result: int) -> None: ...
+@pytest.fixture
+def undoable(lab, tools):
+    """A lab whose branches book what can be undone; `undo` fails for the names in `lab.broken`, with a minus before them."""
+    noted = []
+
+    @register_tool("undo", registry=tools, attempts=1)
+    def undo(args: dict, result: str) -> None:
+        noted.append("-" + args["name"])
+        if "-" + args["name"] in lab.broken:
+            raise ValueError(args["name"])
 
     @register_tool("book", registry=tools, compensate="undo")
-    def book() -> int:
-        return 1
+    def book(name: str) -> str:
+        noted.append(name)
+        return name
 
-    lab = lab({"id": "b", "tools": ["book"], "needs": []}, step("c"))
+    def make(*steps):
+        made = lab(*steps)
+        made.noted = noted
+        return made
+
+    return make
+
+
+def booking(name, *needs, **more):
+    return step(name, *needs, tool="book", **more)
+
+
+PAIR = (booking("a"), booking("b", "a"), booking("c"), booking("d", "b", "c"))
+
+
+def test_going_back_to_a_branch_undoes_what_it_and_those_that_needed_it_did_and_no_more(undoable):
+    lab = undoable(*PAIR)
+    lab.drain()
+    del lab.noted[:]
+    back(lab, at(lab, "b"))
+    assert lab.noted == ["-d", "-b", "b", "d"]
+    assert (lab.t.status(), lab.t.result(0)) == ("done", "d")
+
+
+def test_a_branch_that_waits_goes_on_waiting_while_another_is_undone(undoable):
+    lab = undoable(booking("b"), {"id": "go", "signal": "go", "needs": []}, booking("d", "b", "go"))
+    lab.drain()
+    back(lab, at(lab, "b"))
+    assert lab.noted == ["b", "-b", "b"]
+    assert [one["status"] for one in lab.steps(lab.t) if one["node"] == "go"] == ["waiting"]
+    sent = signals.send(lab.mesh.db, tenant="default", trace_id=lab.t.id, name="go", payload=None, by="ann")
+    lab.bells.ring(sent.rings)
+    lab.drain()
+    assert (lab.noted[-1], lab.t.status()) == ("d", "done")
+
+
+def test_going_back_once_more_while_it_is_undone_undoes_the_rest_and_nothing_twice(undoable):
+    lab = undoable(*PAIR)
+    lab.drain()
+    del lab.noted[:]
+    order(lab, at(lab, "b"))
+    while lab.noted != ["-d"]:
+        lab.answer()
+    order(lab, at(lab, "compensate"))  # which stands for b now
+    lab.drain()
+    assert lab.noted == ["-d", "-b", "b", "d"]
+
+
+def test_two_branches_that_go_back_undo_what_needed_both_of_them_once(undoable):
+    lab = undoable(*PAIR)
+    lab.drain()
+    del lab.noted[:]
+    for name in ("b", "c"):
+        order(lab, at(lab, name))
+    lab.drain()
+    assert sorted(lab.noted) == ["-b", "-c", "-d", "b", "c", "d"]
+    assert lab.noted[-1] == "d"
+
+
+def test_a_retry_undoes_the_rest_of_a_branch_whose_undoing_the_failure_cut_short(undoable):
+    lab = undoable(booking("a"), booking("b", "a"), {"id": "told", "signal": "go", "needs": []}, step("bad", "told"))
+    lab.drain()
+    lab.broken.add("bad")
+    del lab.noted[:]
+    order(lab, at(lab, "a"))
+    while lab.noted != ["-b"]:
+        lab.answer()
+    lab.bells.waiting.clear()
+    lab.bells.ring(signals.send(lab.mesh.db, tenant="default", trace_id=lab.t.id, name="go", by="ann").rings)
+    lab.drain()
+    assert lab.t.status() == "failed"
+    lab.broken.clear()
+    lab.bells.ring(retry.retry(lab.mesh.db, tenant="default", trace_id=lab.t.id, by="ann"))
+    lab.drain()
+    assert (lab.t.status(), lab.noted) == ("done", ["-b", "-a", "a", "b"])
+
+
+def test_a_fork_of_a_branch_that_went_back_has_no_step_of_its_undoing(undoable):
+    lab = undoable(*PAIR)
+    lab.drain()
+    back(lab, at(lab, "b"))
+    lab.mesh.forks.fork(lab.t.id, at(lab, "b"), by="ann")
+    lab.drain()
+    forked = lab.rows("SELECT node FROM mesh.steps WHERE trace_id <> %(id)s ORDER BY ordinal", id=lab.t.id)
+    assert sorted(one["node"] for one in forked if one["node"] != "start") == ["a", "b", "c", "d"]
+
+
+def test_what_a_branch_cannot_undo_is_parked_and_it_begins_anew(undoable):
+    lab = undoable(*PAIR)
+    lab.drain()
+    lab.broken.add("-b")
+    back(lab, at(lab, "b"))
+    assert [one["code"] for one in lab.rows("SELECT code FROM mesh.dead_letters")] == ["E_NOT_UNDONE"]
+    assert lab.t.status() == "done"
+
+
+def test_a_trace_that_has_undone_everything_goes_back_to_its_beginning_only(undoable):
+    lab = undoable(*PAIR, step("last", "d", on_fail="compensate"))
+    lab.broken.add("last")
     lab.drain()
     before = lab.everything()
-    with pytest.raises(NotRewindable, match="what branches have done is undone as a whole") as caught:
+    with pytest.raises(NotRewindable, match="what all branches have done is undone") as caught:
         back(lab, at(lab, "b"))
-    assert (caught.value.value, caught.value.expected, lab.everything()) == ("book", "step 1", before)
-    back(lab, at(lab, "c"))  # which did nothing of the kind
-    assert lab.seen == ["c", "c"]
+    assert (caught.value.value, caught.value.expected, lab.everything()) == ("b", "step 1", before)
 
 
 @pytest.mark.parametrize(("steps", "said"), [

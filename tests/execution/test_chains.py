@@ -3,7 +3,7 @@
 import pytest
 
 from agentmesh import define_agent
-from agentmesh.errors import AlreadyDecided, BadPayload, NotRetryable, Permanent
+from agentmesh.errors import AlreadyDecided, BadPayload, NotAsked, NotRetryable, Permanent
 from agentmesh.execution.callbacks import HANDLERS
 from agentmesh.execution.tools import register_tool
 from agentmesh.records import Backoff
@@ -256,6 +256,17 @@ def test_an_approval_waits_for_a_person_and_records_who_and_why(run, choice, ok,
     assert (asked["asked"]["ask"], result(trace)) == ({"order": 9}, ends)
     [said] = [one["body"] for one in lab.mesh.trace_writer.get(trace.id) if one["name"] == "EXEC_SIGNAL"]
     assert said == {"node": "approval", "choice": choice, "by": "ann", "reason": "because"}
+
+
+def test_whoever_sent_a_trace_decides_nothing_of_it_nor_of_what_descends_from_it(run):
+    lab, trace = run({"parallel": {"left": [{"approval": "ship it?"}]}}, {"finish": "shipped"})
+    [asked] = lab.mesh.people.asked()
+    for name in ("tester", "user:tester"):
+        with pytest.raises(NotAsked, match="another than asked"):
+            lab.mesh.people.decide(asked["trace_id"], by=name)
+    lab.mesh.people.decide(asked["trace_id"], by="ann")
+    lab.drain()
+    assert result(trace) == "shipped"
 
 
 def test_a_second_decision_is_told_which_one_stands(run):

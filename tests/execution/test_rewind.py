@@ -82,6 +82,14 @@ def test_memory_goes_back_to_what_it_was_at_that_step(lab):
     assert memory["long_term:last"] == "one"
 
 
+def test_what_comes_back_is_trusted_as_far_as_it_was(lab):
+    memory = lab.mesh.memory("c-1")
+    memory.store("last", "a person's word", origin="person:ann", trusted=True)
+    rewind.rewind(lab.mesh.db, tenant="default", trace_id=start(lab).id, ordinal=1, by="ann")
+    newest = memory.history("last")[0]
+    assert (newest.value, newest.origin, newest.trusted) == ("a person's word", "rewind", True)
+
+
 def test_a_key_that_somebody_else_has_written_since_is_left_and_named(lab):
     trace = start(lab)
     start(lab, name="other")

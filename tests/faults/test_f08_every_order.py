@@ -84,6 +84,12 @@ ORDERS = {
     "undo": Order(
         lambda lab, t: rewind.undo(lab.mesh.db, trace_id=t.id, **ME), "cancelled", {"EXEC_CANCEL": 1}, runs=(1, 1)
     ),
+    "rewind": Order(
+        lambda lab, t: rewind.rewind(lab.mesh.db, trace_id=t.id, ordinal=2, **ME),
+        "waiting",
+        {"EXEC_ROLLBACK": 1},
+        runs=(2, 1),
+    ),
     "fork": Order(
         lambda lab, t: lab.mesh.forks.fork(t.id, 2, by="ann"), "waiting", {"EXEC_START": 1}, runs=(2, 0), traces=2
     ),
