@@ -290,6 +290,18 @@ class UnknownTrace(MeshError):
     next = "agentmesh trace list"
 
 
+class TracePruned(UnknownTrace):
+    code = "E_TRACE_PRUNED"
+    expected = "a trace that has not been taken out"
+
+
+class ArchiveRefused(MeshError):
+    code = "E_ARCHIVE"
+    exit_code = 5
+    expected = "a folder that takes and keeps what is written; nothing that is not archived was deleted"
+    next = "agentmesh prune --help"
+
+
 class UnknownMemory(MeshError):
     code = "E_MEMORY_UNKNOWN"
     exit_code = 3
@@ -415,6 +427,14 @@ class RateLimited(MeshError):
     def __init__(self, what: str, *, after_s: float = 1.0, **parts: Any) -> None:
         super().__init__(what, **parts)
         self.after_s = after_s
+
+
+class Backlogged(RateLimited):
+    """More of a tenant's traces wait to begin than may."""
+
+    code = "E_BACKLOG"
+    expected = "fewer traces that wait, or a greater limits.backlog"
+    next = "agentmesh trace list --filter status:queued"
 
 
 class NotRetryable(MeshError):
@@ -754,6 +774,21 @@ class BadMemory(MeshError):
     exit_code = 2
     expected = "an entry as an agent declares it"
     next = "agentmesh agents list"
+
+
+class BadEmbedding(MeshError):
+    code = "E_EMBEDDING"
+    expected = "for every text one vector of numbers, all of one length"
+    next = "agentmesh doctor"
+
+
+class NoEmbedder(MeshError):
+    """Nothing here turns a text into a vector."""
+
+    code = "E_NO_EMBEDDER"
+    exit_code = 2
+    expected = "an embedder in the agent's memory, or [embeddings] in the settings"
+    next = "agentmesh config show"
 
 
 class MemoryChanged(MeshError):

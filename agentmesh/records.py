@@ -148,6 +148,12 @@ class Webhook(Record):
     on: tuple[Literal["end", "callback"], ...] = ("end",)
 
 
+def origin_of(url: str) -> str:
+    """Who a webhook tells, without the path and the query: they may be a secret."""
+    scheme, _, rest = url.partition("://")
+    return f"{scheme}://{re.split('[/?]', rest, maxsplit=1)[0]}"
+
+
 class Policy(Record):
     """How a trace is worked. Rising order: defaults, the agent's file, the plan, the intent; the result is recorded."""
 

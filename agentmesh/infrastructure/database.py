@@ -27,11 +27,13 @@ from sqlalchemy.pool import NullPool
 
 from agentmesh.errors import DatabaseNotMigrated, DatabaseUnreachable, PoolTimeout
 from agentmesh.infrastructure import faults
+from agentmesh.infrastructure.counts import round_trip
 
 Row = dict[str, Any]
 _PARAMETER = re.compile(r"%\((\w+)\)s")
 _NUL = re.compile(r"(?<!\\)((?:\\\\)*+)\\u0000")
 T = TypeVar("T")
+_encoder = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), default=str)
 
 GONE = (psycopg.OperationalError, psycopg.InterfaceError)
 """How psycopg says that the server ended a session, or is not there at all."""
@@ -100,6 +102,7 @@ class Connection(psycopg.Connection[Any]):
     def wait(self, gen: Generator[Any, Any, T], interval: float = 0.1) -> T:  # type: ignore[override]
         if self.pgconn.status != psycopg.pq.ConnStatus.OK:
             return super().wait(gen, interval)
+        round_trip()
         key = _watchdog.enter(self.pgconn.socket, self.deadline_s)
         try:
             if not (self.greeted and faults.armed()):
@@ -182,7 +185,9 @@ def jsonb(value: object) -> str | None:
     """
     if value is None:
         return None
-    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"), default=str)
+    text = _encoder.encode(value)
+    if text.isascii() and "\\u0000" not in text:
+        return text
     if "\\u0000" in text:
         text = _NUL.sub(r"\1\\ufffd", text)
     try:
@@ -302,6 +307,11 @@ class Database:
     def after_fork(self) -> None:
         """Forget the parent's connections without closing them."""
         self.engine.dispose(close=False)
+
+    def in_use(self) -> int:
+        """How many connections of the pool somebody has now."""
+        pool: Any = self.engine.pool
+        return int(pool.checkedout())
 
     def close(self) -> None:
         self.engine.dispose()

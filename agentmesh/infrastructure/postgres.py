@@ -33,6 +33,7 @@ from agentmesh.infrastructure import binaries
 
 SHARED_HOME = Path("/var/lib/agentmesh")
 SOCKET_PATH_LIMIT = 85  # AF_UNIX paths end at 107 bytes on Linux and 103 on macOS; the server appends its own 17
+PGVECTOR_THERE = "SELECT 1 FROM pg_available_extensions WHERE name = 'vector' AND installed_version IS NULL"
 CONFIG = """
 listen_addresses = ''
 max_connections = 100
@@ -248,6 +249,9 @@ class EmbeddedPostgres:
             known = db.execute("SELECT 1 FROM pg_database WHERE datname = %s", (self.dbname,)).fetchone()
             if known is None:
                 db.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(self.dbname)))
+        with psycopg.connect(self.dsn(), autocommit=True, connect_timeout=10) as db:
+            if db.execute(PGVECTOR_THERE).fetchone() is not None:
+                db.execute("CREATE EXTENSION IF NOT EXISTS vector")
 
     def _answers(self) -> bool:
         try:

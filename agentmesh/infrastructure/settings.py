@@ -103,6 +103,8 @@ class MeshSection(Section):
     environment: Literal["development", "production"] = "development"
     home: Path = Path(".agentmesh")
     tenant: Name = "default"
+    accepted: Strings = ()
+    """What this mesh lacks for production by intention: names that `agentmesh doctor` gives."""
 
 
 class LeaseSection(Section):
@@ -118,6 +120,8 @@ class LimitsSection(Section):
     blob: Bytes = 16 * 1024 * 1024
     fan_out: Annotated[int, Field(ge=1, le=10_000)] = 10_000
     no_worker_after: Seconds = 86_400.0
+    backlog: Annotated[int, Field(ge=1, le=100_000_000)] = 100_000
+    """Traces of one tenant that may wait to begin; counted now and then, so about so many."""
     delegation_depth: Annotated[int, Field(ge=1, le=64)] = 16
     chain_depth: Annotated[int, Field(ge=1, le=1000)] = 256
     steps: Annotated[int, Field(ge=1, le=1_000_000)] = 10_000
@@ -142,6 +146,18 @@ class LlmSection(Section):
     model: str | None = None
     key: Name | None = None
     """The name of the secret that is its key: AGENTMESH_SECRET_<NAME>."""
+
+
+class EmbeddingsSection(Section):
+    """What makes memory found by meaning, for agents whose files name nothing of their own; nothing here: nothing does."""
+
+    embedder: Name | None = None
+    """"local", or one of the user's; None: the model below."""
+    model: str | None = None
+    base_url: Annotated[str, Field(pattern=r"^https?://[^\s@]+$")] | None = None
+    """None: that of [llm], with its key."""
+    key: Name | None = None
+    dimensions: Annotated[int, Field(ge=1, le=16_000)] | None = None
 
 
 class ToolsSection(Section):
@@ -234,6 +250,7 @@ class Settings(BaseModel):
     agents: AgentsSection = AgentsSection()
     tools: ToolsSection = ToolsSection()
     llm: LlmSection = LlmSection()
+    embeddings: EmbeddingsSection = EmbeddingsSection()
     worker: WorkerSection = WorkerSection()
     webhooks: WebhooksSection = WebhooksSection()
     flower: FlowerSection = FlowerSection()

@@ -19,6 +19,10 @@ OPEN_TRACE = "status IN ('held','queued','running','waiting')"
 OPEN_STEP = "status IN ('ready','running','waiting','joined')"
 OPEN_CALL = "status IN ('held','ready','running')"
 HOT: dict[str, Any] = {"postgresql_with": {"fillfactor": "70"}}
+# Also vacuumed by what changed, not by how much lies there: the indexes of open rows keep short, however many have ended.
+BUSY: dict[str, Any] = {"postgresql_with": {
+    "fillfactor": "70", "autovacuum_vacuum_scale_factor": "0.02", "autovacuum_vacuum_threshold": "1000",
+}}  # fmt: skip
 
 
 def _text(name: str, *, null: bool = False, default: str | None = None) -> sa.Column[str]:
@@ -171,7 +175,7 @@ traces = sa.Table(
     ),
     sa.Index("traces_newest", "tenant_id", "id"),
     sa.Index("traces_context", "tenant_id", "context_id"),
-    **HOT,
+    **BUSY,
 )
 
 lanes = sa.Table(
@@ -273,7 +277,7 @@ steps = sa.Table(
     sa.Index("steps_ready", "queue", "rung_at", postgresql_where=sa.text("status IN ('ready','joined')")),
     sa.Index("steps_wake", "wake_at", postgresql_where=sa.text("status = 'waiting' AND wake_at IS NOT NULL")),
     sa.Index("steps_deadline", "deadline", postgresql_where=sa.text("status = 'running'")),
-    **HOT,
+    **BUSY,
 )
 
 calls = sa.Table(
@@ -335,7 +339,7 @@ calls = sa.Table(
     sa.Index("calls_next", "step_id", "slot", postgresql_where=sa.text("status = 'held' AND idx = 0 AND limited")),
     sa.Index("calls_held_by", "worker_id", postgresql_where=sa.text("worker_id IS NOT NULL")),
     sa.Index("calls_open", "trace_id", postgresql_where=sa.text(OPEN_CALL)),
-    **HOT,
+    **BUSY,
 )
 
 signals = sa.Table(
@@ -352,6 +356,7 @@ signals = sa.Table(
     _time("at", now=True),
     sa.Index("signals_key", "trace_id", "key", unique=True, postgresql_where=sa.text("key IS NOT NULL")),
     sa.Index("signals_unread", "trace_id", "name", "id", postgresql_where=sa.text("step_id IS NULL")),
+    sa.Index("signals_trace", "trace_id"),
 )
 
 attempts = sa.Table(
@@ -378,7 +383,7 @@ attempts = sa.Table(
     _one_of("outcome", "won", "failed", "timeout", "lost", "released", "stale"),
     sa.Index("attempts_call", "call_id", "n", unique=True, postgresql_where=sa.text("call_id IS NOT NULL")),
     sa.Index("attempts_step", "step_id"),
-    **HOT,
+    **BUSY,
 )
 
 events = sa.Table(
@@ -453,6 +458,21 @@ memory = sa.Table(
     sa.Index("memory_words", "words", postgresql_using="gin", postgresql_where=sa.text("type = 'long_term'")),
 )
 
+vectors = sa.Table(
+    "vectors",
+    metadata,
+    sa.Column("memory_id", UUID(as_uuid=True), sa.ForeignKey(memory.c.id, ondelete="CASCADE"), primary_key=True),
+    sa.Column("model", sa.Text, primary_key=True),
+    _text("tenant_id"),
+    _text("context_id"),
+    sa.Column("vector", ARRAY(sa.REAL)),
+    _int("dims", None, null=True),
+    _int("tries"),
+    _json("error"),
+    _time("wake_at", now=True),
+    sa.Index("vectors_owed", "model", "wake_at", postgresql_where=sa.text("vector IS NULL")),
+)
+
 blobs = sa.Table(
     "blobs",
     metadata,
@@ -481,6 +501,7 @@ workers = sa.Table(
     _int("stuck"),
     _time("registered_at", now=True),
     _time("beat_at", now=True),
+    _json("counts", default="{}"),
     _one_of("state", "alive", "dead", "gone"),
     sa.Index("workers_alive", "beat_at", postgresql_where=sa.text("state = 'alive'")),
     **HOT,
@@ -577,6 +598,7 @@ deliveries = sa.Table(
     _json("error"),
     _one_of("status", "ready", "running", "done", "failed"),
     sa.Index("deliveries_due", "wake_at", postgresql_where=sa.text("status = 'ready'")),
+    sa.Index("deliveries_trace", "trace_id"),
 )
 
 dead_letters = sa.Table(
@@ -596,6 +618,7 @@ dead_letters = sa.Table(
     _text("settled_by", null=True),
     _one_of("settled_as", "retried", "replaced", "discarded"),
     sa.Index("dead_letters_open", "tenant_id", "id", postgresql_where=sa.text("settled_at IS NULL")),
+    sa.Index("dead_letters_trace", "trace_id"),
 )
 
 rewards = sa.Table(
@@ -608,6 +631,26 @@ rewards = sa.Table(
     sa.Column("reward", sa.Float, nullable=False),
     _json("body", default="{}"),
     _time("at", now=True),
+    sa.Index("rewards_trace", "trace_id"),
+)
+
+# What was taken out: one row a batch, with the ids that it held and the archive they went to.
+prunings = sa.Table(
+    "prunings",
+    metadata,
+    _uuid("id", key=True),
+    _text("tenant_id"),
+    _text("kind"),
+    _uuid("first_id", null=False),
+    _uuid("last_id", null=False),
+    sa.Column("ids", ARRAY(UUID(as_uuid=True)), nullable=False),
+    _json("counts", default="{}"),
+    _text("archive", null=True),
+    sa.Column("digest", BYTEA),
+    _text("by"),
+    _time("at", now=True),
+    _one_of("kind", "traces", "memory", "letters", "blobs", "workers"),
+    sa.Index("prunings_ids", "tenant_id", "first_id", "last_id", postgresql_where=sa.text("kind = 'traces'")),
 )
 
 ledger = sa.Table(

@@ -1,11 +1,13 @@
 """Every change of a trace that its holder makes: claim, take, commit, release.
 
 A trace is held by one (worker_id, epoch); whoever lost it changes nothing. Lock order: trace → calls (by id) → step →
-context. `claim` starts a queued trace, `take` goes on with one whose step is ready or joined, `commit` lands a Change.
+context. `claim` starts a queued trace, `begin` one whose first commit claims it, `take` goes on with one whose step is
+ready or joined, `commit` lands a Change.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -15,12 +17,13 @@ from uuid import UUID
 import psycopg
 
 from agentmesh.errors import UnknownTrace
+from agentmesh.infrastructure.counts import COUNTS, transition
 from agentmesh.infrastructure.database import Database, Row, Tx, jsonb
 from agentmesh.infrastructure.faults import point
 from agentmesh.records import Json, Ring, new_id
 from agentmesh.state import deliveries, inbox, landing, memory
-from agentmesh.state.changes import Change, MemoryWrite, NewStep, plain
-from agentmesh.state.closing import close
+from agentmesh.state.changes import Change, Event, MemoryWrite, NewStep, given
+from agentmesh.state.closing import close, note_running
 from agentmesh.state.dispatch import child_rows
 
 
@@ -33,8 +36,19 @@ class Holder:
 
 
 @dataclass(frozen=True, slots=True)
+class Claiming:
+    """What the first commit of a trace writes to claim it."""
+
+    claim_id: UUID
+    version: str
+    received: Json
+    started: Json
+    unread: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Held:
-    """A trace that is ours as long as (worker_id, epoch) says so."""
+    """A trace that is ours as long as (worker_id, epoch) says so; with a `claiming`, once its first commit has won."""
 
     id: UUID
     tenant_id: str
@@ -57,6 +71,7 @@ class Held:
     epoch: int
     lane: str | None
     holder: Holder
+    claiming: Claiming | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +81,7 @@ class Taken:
     trace: Held
     step: Row
     calls: tuple[Row, ...]
-    attempt_id: UUID
+    attempt_id: UUID | None
     attempt_n: int
 
 
@@ -92,12 +107,7 @@ WITH t AS (
     policy = %(policy)s::jsonb || policy || CASE WHEN policy = '{{}}' THEN '{{}}' ELSE jsonb_build_object('given',
       (SELECT jsonb_agg(own) FROM jsonb_object_keys(policy) own)) END, seq = seq + 3,
     started_at = mesh.mesh_now(), wake_at = NULL
-   WHERE id = %(trace)s AND epoch = %(epoch)s AND status = 'queued' AND worker_id IS NULL AND paused_at IS NULL
-     AND agent = %(agent)s AND (wake_at IS NULL OR wake_at <= mesh.mesh_asof())
-     AND coalesce(plan_hash, '') <> ALL(%(unread)s::text[])
-     AND NOT EXISTS (SELECT 1 FROM mesh.agents g WHERE g.tenant_id = traces.tenant_id AND g.id = traces.agent
-       AND g.paused_at IS NOT NULL)
-     AND (root_id = id OR NOT EXISTS (SELECT 1 FROM mesh.traces r WHERE r.id = traces.root_id AND r.cancel_owed))
+   WHERE {landing.FREE}
   RETURNING {COLUMNS}, seq),
  x AS (INSERT INTO mesh.contexts (tenant_id, id) SELECT tenant_id, context_id FROM t ON CONFLICT DO NOTHING),
  s AS (INSERT INTO mesh.steps (id, tenant_id, trace_id, ordinal, node, kind, status, queue, agent, priority, started_at,
@@ -115,6 +125,9 @@ WITH t AS (
      (3, 'EXEC_START', %(step)s::uuid, NULL)) v(n, name, step, body))
 SELECT * FROM t
 """
+
+# One that was rung again may have taken a worker with it already, and nothing says so: it is claimed before it is read.
+BEGIN = f"SELECT {COLUMNS} FROM mesh.traces WHERE {landing.FREE} AND rings = 0"
 
 # Which trace a step belongs to never changes, so the subquery guards nothing.
 TAKE_TRACE = f"""
@@ -205,6 +218,7 @@ INSERT INTO mesh.events (trace_id, seq, tenant_id, name, step_id, call_id, body)
 """
 
 
+@transition("claim")
 def claim(
     db: Database, trace_id: UUID, epoch: int, *, agent: str, holder: Holder, start: dict[str, Any],
     unread: Iterable[str] = (),
@@ -226,15 +240,42 @@ def claim(
     if not rows:
         return None
     own = rows[0]["plan_hash"] == start["plan"]
-    first: Row = {
-        "id": step, "node": start["node"] if own else "start", "kind": start["kind"] if own else "start", "phase": "run",
-        "iteration": 1, "ordinal": 1,
-        "failures": 0, "epoch": 1, "action": None, "output": None, "error": None, "slots": 0, "wins": 0, "need": 0,
-        "after_step_id": None, "status": "running", "was": "ready", "callbacks": [],
-    }  # fmt: skip
+    first = _first(step, start["node"] if own else "start", start["kind"] if own else "start")
     return Taken(_held(rows[0], holder), first, (), attempt, 1)
 
 
+def begin(
+    db: Database, trace_id: UUID, epoch: int, *, agent: str, holder: Holder, start: dict[str, Any],
+    unread: Iterable[str] = (),
+) -> Taken | None:  # fmt: skip
+    """The queued trace at its start, as `claim` would take it, but that its first commit claims it; until then it may
+    become another's. None when it is not ours to start, or was rung before: `claim` tells.
+    """
+    known = tuple(unread)
+    at = {"trace": trace_id, "epoch": epoch, "agent": agent, "unread": list(known)}
+    rows = db.once(BEGIN, at)
+    if not rows:
+        return None
+    row, own = rows[0], rows[0]["policy"]
+    row |= {
+        "policy": json.loads(start["policy"]) | own | ({"given": list(own)} if own else {}),
+        "plan_hash": row["plan_hash"] or start["plan"], "steps": 1,
+    }  # fmt: skip
+    claiming = Claiming(
+        start["claim"], start["version"], json.loads(start["received"]), json.loads(start["started"]), known
+    )
+    return Taken(replace(_held(row, holder), claiming=claiming), _first(new_id(), "start", "start"), (), None, 1)
+
+
+def _first(step: UUID, node: str, kind: str) -> Row:
+    return {
+        "id": step, "node": node, "kind": kind, "phase": "run", "iteration": 1, "ordinal": 1,
+        "failures": 0, "epoch": 1, "action": None, "output": None, "error": None, "slots": 0, "wins": 0, "need": 0,
+        "after_step_id": None, "status": "running", "was": "ready", "callbacks": [],
+    }  # fmt: skip
+
+
+@transition("take")
 def take(  # noqa: PLR0913 - all that guards it
     db: Database, step_id: UUID, epoch: int, *, agent: str, holder: Holder, claim_id: UUID, alone: bool = True,
     unread: Iterable[str] = (),
@@ -263,6 +304,7 @@ def take(  # noqa: PLR0913 - all that guards it
         if step is None:
             raise psycopg.Rollback
         if opened:
+            note_running(tx, held.tenant_id, [one["id"] for one in opened])
             tx.count(DROP_CALLS, at)
         calls = tuple(tx.all(READ_CALLS, at)) if step["slots"] else ()
         if any(one["group_id"] for one in calls):
@@ -399,6 +441,7 @@ RETURNING %(keep)s AND worker_id IS NOT DISTINCT FROM %(worker)s AND epoch = %(e
 """
 
 
+@transition("commit")
 def commit(db: Database, held: Held, change: Change) -> Landed | None:
     """Land the change whole; None when the trace is no longer ours, and then nothing was written.
 
@@ -430,7 +473,10 @@ def commit(db: Database, held: Held, change: Change) -> Landed | None:
         row = once()
     except (psycopg.OperationalError, psycopg.InterfaceError, psycopg.errors.UniqueViolation):
         row = _settled(db, held, change, once)
-    return None if row is None else Landed(row["kept"], row["epoch"], heard[0])
+    if row is None:
+        COUNTS.add("fenced")
+        return None
+    return Landed(row["kept"], row["epoch"], heard[0])
 
 
 def _remember(tx: Tx, held: Held, writes: list[MemoryWrite], opened: Sequence[NewStep]) -> None:
@@ -463,19 +509,22 @@ def _settled(db: Database, held: Held, change: Change, again: Any) -> Row | None
 
 def _statement(held: Held, change: Change) -> tuple[str, dict[str, Any]]:
     """The SQL and the parameters of a change: only the parts that it has."""
-    end = change.end
+    end, claiming = change.end, held.claiming
+    if claiming is not None:
+        first, change = _claimed(held, claiming, change)
     parts: dict[str, list[dict[str, Json]]] = {
-        "steps": [plain(one) | {"callbacks": _list(one.callbacks)} for one in change.steps],
-        "new_steps": [plain(one) for one in change.new_steps],
-        "calls": [plain(one) for one in change.calls],
-        "new_calls": [plain(one) for one in change.new_calls],
-        "attempts": [plain(one) for one in change.attempts],
-        "new_attempts": [plain(one) for one in change.new_attempts],
-        "events": [{"n": n, **plain(one)} for n, one in enumerate(change.events, 1)],
+        "steps": [given(one) for one in change.steps],
+        "new_steps": [given(one) for one in change.new_steps],
+        "calls": [given(one) for one in change.calls],
+        "new_calls": [given(one) for one in change.new_calls],
+        "attempts": [given(one) for one in change.attempts if one.call_id is None],
+        "ran": [given(one) for one in change.attempts if one.call_id is not None],
+        "new_attempts": [given(one) for one in change.new_attempts],
+        "events": [{"n": n, **given(one)} for n, one in enumerate(change.events, 1)],
         "effects": [{"step_id": str(step), "name": name} for step, name in change.effects],
         "memory": memory.rows(held.id, [one for one in change.memory if one.type == "short_term"]),
         "children": child_rows(change.children),
-        "letters": [plain(one) for one in change.letters],
+        "letters": [given(one) for one in change.letters],
         "deliveries": deliveries.rows(held, change),
     }
     named = {name: jsonb(rows) for name, rows in parts.items() if rows}
@@ -488,18 +537,32 @@ def _statement(held: Held, change: Change) -> tuple[str, dict[str, Any]]:
         "state": jsonb(change.state), "waits_for": change.waits_for,
         "result": jsonb(end.result) if end else None, "error": jsonb(end.error) if end else None,
     }  # fmt: skip
-    return landing.statement(tuple(named)), params | named
+    if claiming is not None:
+        params |= first
+    return landing.statement(tuple(named), begins=claiming is not None), params | named
 
 
-def _list(values: tuple[str, ...] | None) -> list[str] | None:
-    return None if values is None else list(values)
+def _claimed(held: Held, claiming: Claiming, change: Change) -> tuple[dict[str, Any], Change]:
+    """What a first commit has more than others, and the change without the step that it ends: that is only written now."""
+    [step] = change.steps
+    params = {
+        "agent": held.agent, "unread": list(claiming.unread), "plan": held.plan_hash, "version": claiming.version,
+        "policy": jsonb(held.policy), "child": held.holder.child, "claim": claiming.claim_id,
+        "step": step.id, "step_status": step.status, "step_error": jsonb(step.error),
+    }  # fmt: skip
+    began = (
+        Event("ACP_RECEIVE", body=claiming.received), Event("RUN_ONCE_START", body=claiming.started),
+        Event("EXEC_START", step.id, body={"plan": held.plan_hash}),
+    )  # fmt: skip
+    return params, replace(change, steps=(), events=(*began, *change.events))
 
 
 def _held(row: Row, holder: Holder) -> Held:
-    names = Held.__dataclass_fields__.keys() - {"holder", "permissions"}
+    names = Held.__dataclass_fields__.keys() - {"holder", "permissions", "claiming"}
     return Held(**{name: row[name] for name in names}, permissions=tuple(row["permissions"]), holder=holder)
 
 
 def moved(held: Held, landed: Landed, *, steps: int, state: dict[str, Json] | None = None) -> Held:
     """The same trace after a commit that kept it. `state` None: as before."""
-    return replace(held, epoch=landed.epoch, steps=steps, state=held.state if state is None else state)
+    state = held.state if state is None else state
+    return replace(held, epoch=landed.epoch, steps=steps, state=state, claiming=None)

@@ -201,3 +201,17 @@ def test_odd_types_in_a_chunk_are_passed_over() -> None:
     with model_server(streams(odd, {"choices": None}, delta(content="x", finish="stop"))) as server:
         reply = ask(server)
     assert (reply.text, reply.finish, reply.input_tokens) == ("x", "stop", None)
+
+
+@pytest.mark.parametrize("body", [
+    "{}", "[]", '{"data": []}', '{"data": [{"embedding": "x"}]}', '{"data": [{"embedding": [1, "x"]}]}',
+    '{"data": [{"embedding": [true]}]}', '{"data": [{"index": 1, "embedding": [1]}]}', '{"data": [{"embedding": [1]}, {}]}',
+])  # fmt: skip
+def test_an_answer_without_the_vectors_is_refused(body: str) -> None:
+    with model_server(answers(200, body)) as server, pytest.raises(ModelRefused):
+        Endpoint(server.url).embed("m", ["a text"], within_s=5)
+
+
+def test_an_endpoint_for_embeddings_takes_no_longer_than_its_time() -> None:
+    with model_server(silent) as server, pytest.raises(TimedOut):
+        Endpoint(server.url).embed("m", ["a text"], within_s=0.3)

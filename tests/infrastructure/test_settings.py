@@ -203,6 +203,7 @@ def test_the_shipped_file_names_every_setting_with_its_default(tmp_path: Path) -
     assert [row["name"] for row in rows if row["origin"] == "default"] == []
     unset = {"database.url", "broker.url", "audit.anchors", "keys.private", "flower.basic_auth", "gateway.rates_url"}
     unset |= {f"gateway.{name}" for name in ("certificate", "certificate_key", "issuer", "audience", "jwks")}
+    unset |= {f"embeddings.{name}" for name in ("embedder", "model", "base_url", "key", "dimensions")}
     unset |= {"llm.base_url", "llm.model", "llm.key", "gateway.url"}
     assert {row["name"] for row in rows if row["value"] != plain[row["name"]]} == unset
 
