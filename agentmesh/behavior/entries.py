@@ -10,6 +10,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator
 
+from agentmesh.behavior.embedders import Chosen
 from agentmesh.infrastructure.fit import flaw
 from agentmesh.infrastructure.settings import Seconds
 from agentmesh.records import Json, Record
@@ -38,8 +39,8 @@ class EntrySpec(Record):
 
 
 class MemorySpec(BaseModel):
-    """The entries by their keys, beside `strict`: no others are written; and `keep`: how long those are kept that do not
-    say so themselves (None: for ever)."""
+    """The entries by their keys, beside `strict`: no others are written; `keep`: how long those are kept that do not say so
+    themselves (None: for ever); and `embedder`: what makes long-term ones found by meaning (None: the settings')."""
 
     model_config = ConfigDict(frozen=True, strict=True, extra="allow")
     __pydantic_extra__: dict[Key, EntrySpec] = Field(init=False)
@@ -47,6 +48,7 @@ class MemorySpec(BaseModel):
 
     strict: bool = False
     keep: Keep | None = None
+    embedder: Chosen | None = None
 
     @property
     def entries(self) -> Mapping[str, EntrySpec]:
@@ -57,8 +59,11 @@ class MemorySpec(BaseModel):
         said = {
             key: {"schema": one.json_schema, "type": one.type, "keep_s": one.keep} for key, one in self.entries.items()
         }
-        declares = said or self.strict or self.keep is not None
-        return {"strict": self.strict, "keep_s": self.keep, "entries": said} if declares else {}
+        declares = said or self.strict or self.keep is not None or self.embedder is not None
+        if not declares:
+            return {}
+        found = {} if self.embedder is None else {"embedder": self.embedder.announced()}
+        return {"strict": self.strict, "keep_s": self.keep, "entries": said} | found
 
 
 def as_values(memory: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,10 +1,10 @@
-"""`agentmesh memory get | set | history | revert`: what a context remembers, who wrote it and why; changed by a person, who
-is named in the entry."""
+"""`agentmesh memory get | search | set | history | revert | embed`: what a context remembers, who wrote it and why; changed
+by a person, who is named in the entry."""
 
 from __future__ import annotations
 
 import getpass
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -21,6 +21,7 @@ Context = Annotated[str, typer.Argument(metavar="CONTEXT", help="The id of the c
 Key = Annotated[str, typer.Argument(metavar="KEY", help="The key; short_term:KEY with --trace.")]
 Of = Annotated[str | None, typer.Option("--trace", help="The trace whose short-term entries are meant, too.")]
 Reason = Annotated[str | None, typer.Option(help="Why; it stands in the entry's history.")]
+Model = Annotated[str | None, typer.Option(help="Of which model, where the context's agents have several.")]
 Newest = Annotated[
     int | None, typer.Option(min=0, help="Refuse unless this is its newest version so far (0: there is none).")
 ]
@@ -54,7 +55,62 @@ def get(
         document("entry", context=context, **_told(one))
         return
     print(as_line(one.value))
-    say(f"version {one.version}, written by {one.origin} at {moment(one.at)}; {_why(one)}")
+    trust = "trusted" if one.trusted else "not trusted"
+    say(f"version {one.version}, written by {one.origin} at {moment(one.at)}, {trust}; {_why(one)}")
+
+
+@app.command("search")
+def search(
+    ctx: typer.Context, context: Context,
+    text: Annotated[str, typer.Argument(metavar="TEXT", help="Words that are looked for; by meaning, a question.")],
+    by: Annotated[Literal["words", "meaning"], typer.Option(help="By words, or by what they mean.")] = "words",
+    model: Model = None, limit: Annotated[int, typer.Option(min=1, max=1000)] = 10, as_json: Json = False,
+) -> None:  # fmt: skip
+    """Long-term entries that are about something, best first, with who wrote them and whether a person did."""
+    from agentmesh.cli.worker import import_from_here
+
+    import_from_here()  # an embedder may be the user's
+    with opened(ctx) as mesh:
+        engine = _engine(mesh, context, None)
+        found = engine.query(text, by=by, limit=limit, model=model)
+        waiting = engine.waiting(model) if by == "meaning" else 0
+    if as_json:
+        document("found", context=context, by=by, entries=found, waiting=waiting)
+        return
+    table(
+        ["score", "key", "by", "trusted", "value"],
+        ([f"{one['rank' if by == 'words' else 'score']:.3f}", one["key"], one["origin"], "yes" if one["trusted"] else "no",
+          as_line(one["value"])] for one in found), empty="nothing is like this",
+    )  # fmt: skip
+    if waiting:
+        say(f"not compared, without a vector yet: {waiting}; 'agentmesh memory embed {context}' gives them theirs")
+
+
+@app.command("embed")
+def embed(
+    ctx: typer.Context,
+    context: Annotated[str | None, typer.Argument(metavar="[CONTEXT]", help="One context; else all of them.")] = None,
+    as_json: Json = False,
+) -> None:  # fmt: skip
+    """Give current entries the vectors they lack, by the model that is to find them now, and wait for it."""
+    from agentmesh.cli.worker import import_from_here
+    from agentmesh.state import vectors
+
+    import_from_here()
+    with opened(ctx) as mesh:
+        models: dict[str, Any] = {}
+        for name in [context] if context else mesh.contexts.all():
+            models |= mesh.memory(name).owe()
+        if context and not models:
+            mesh.memory(context).embedder()  # which says what is missing
+        done = sum(mesh.indexer(model, spec).catch_up() for model, spec in models.items())
+        left = [one for model in models for one in vectors.waiting(mesh.db, mesh.tenant, model, context)]
+    if as_json:
+        document("embedded", models=sorted(models), entries=done, waiting=len(left))
+        return
+    say(f"{done} entries were embedded by {', '.join(sorted(models)) or 'nothing'}")
+    if left:
+        say(f"{len(left)} still have no vector: {left[0]['error'] or 'a worker is at them'}")
 
 
 @app.command("set")

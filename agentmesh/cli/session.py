@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 
 MAX_FILE_BYTES = 256 << 20  # what is too large for a payload is refused as such, by its own rule
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
+Insecure = Annotated[
+    list[str] | None, typer.Option(help="Listen beyond loopback in spite of this, as doctor names it; repeatable.")
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +37,14 @@ def settings_of(ctx: typer.Context, flags: Mapping[str, object] | None = None) -
 
     given: Given = ctx.obj or Given()
     return load(config=given.config, flags=flags)
+
+
+def accepting(ctx: typer.Context, names: Sequence[str] | None) -> tuple[str, ...] | None:
+    """What mesh.accepted is with these names besides; None where there are none."""
+    if not names:
+        return None
+    listed = [one.strip() for name in names for one in name.split(",")]
+    return (*settings_of(ctx).mesh.accepted, *listed)
 
 
 @contextmanager

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
 from typing import Any, NoReturn
@@ -28,6 +29,7 @@ HEADERS = frozenset({
 LONGEST_WAIT_S = 3600.0
 """What an endpoint may ask us to wait."""
 SHOWN = 300
+MOST_VECTOR_BYTES = 64 * 1024 * 1024
 MIN_SECRET = 8  # characters; a shorter key is no secret, and would be found in many a word
 
 
@@ -76,28 +78,46 @@ class Endpoint:
         AnswerRefused (it cannot help). No text of theirs shows our key.
         """
         began = time.monotonic()
-        try:
-            with client(self._reach, within_s=bounds.seconds, most_bytes=bounds.bytes) as http:
-                http.event_hooks["request"].append(self._strip)
-                asked = {"stream_options": {"include_usage": True}, **body, "stream": True}
-                said = self._heard(http, {key: one for key, one in asked.items() if one is not None}, bounds)
-        except openai.APIStatusError as exc:
-            self._refused(exc.status_code, exc.response.headers, exc.message)
-        except (openai.OpenAIError, httpx.HTTPError, httpx.StreamError, ValueError, RecursionError) as exc:
-            if isinstance(exc.__cause__, MeshError):
-                raise exc.__cause__ from None
-            if time.monotonic() - began >= bounds.seconds:
-                raise TimedOut("the model did not answer in time", value=f"{bounds.seconds:g} s") from None
-            why = self._clean(f"{self._base_url}: {exc.__cause__ or exc}")[:SHOWN]
-            raise ModelUnreachable("the model's endpoint does not answer", value=why) from None
+        asked = {"stream_options": {"include_usage": True}, **body, "stream": True}
+        with self._asking(within_s=bounds.seconds, most_bytes=bounds.bytes) as chat:
+            said = self._heard(chat, {key: one for key, one in asked.items() if one is not None}, bounds)
         calls = tuple(ToolCall("".join(one.name), self._clean("".join(one.arguments))) for one in said.calls)
         return Reply(
             self._clean("".join(said.text)), calls, str(said.finish), said.model, said.version,
             said.input_tokens, said.output_tokens, time.monotonic() - began,
         )  # fmt: skip
 
-    def _heard(self, http: httpx.Client, body: Mapping[str, Json], bounds: Bounds) -> _Said:
-        chat = openai.OpenAI(base_url=self._base_url, api_key=self._key or "none", http_client=http, max_retries=0)  # type: ignore[arg-type]
+    def embed(
+        self, model: str, texts: Sequence[str], *, dimensions: int | None = None, within_s: float
+    ) -> list[list[float]]:
+        """The vector of each text, in order. Raises what `ask` raises."""
+        body: dict[str, Json] = {"model": model, "input": list(texts), "encoding_format": "float"}
+        body |= {} if dimensions is None else {"dimensions": dimensions}
+        with self._asking(within_s=within_s, most_bytes=MOST_VECTOR_BYTES) as chat:
+            said: Any = chat.post("/embeddings", body=body, cast_to=object)
+        return _vectors(said, len(texts))
+
+    @contextmanager
+    def _asking(self, *, within_s: float, most_bytes: int) -> Iterator[openai.OpenAI]:
+        """Their client for one question; what goes wrong is raised as an error of ours."""
+        began = time.monotonic()
+        try:
+            with client(self._reach, within_s=within_s, most_bytes=most_bytes) as http:
+                http.event_hooks["request"].append(self._strip)
+                yield openai.OpenAI(
+                    base_url=self._base_url, api_key=self._key or "none", http_client=http, max_retries=0  # type: ignore[arg-type]
+                )  # fmt: skip
+        except openai.APIStatusError as exc:
+            self._refused(exc.status_code, exc.response.headers, exc.message)
+        except (openai.OpenAIError, httpx.HTTPError, httpx.StreamError, ValueError, RecursionError) as exc:
+            if isinstance(exc.__cause__, MeshError):
+                raise exc.__cause__ from None
+            if time.monotonic() - began >= within_s:
+                raise TimedOut("the model did not answer in time", value=f"{within_s:g} s") from None
+            why = self._clean(f"{self._base_url}: {exc.__cause__ or exc}")[:SHOWN]
+            raise ModelUnreachable("the model's endpoint does not answer", value=why) from None
+
+    def _heard(self, chat: openai.OpenAI, body: Mapping[str, Json], bounds: Bounds) -> _Said:
         stream: Any = chat.post(
             "/chat/completions", body=body, cast_to=object, stream=True, stream_cls=openai.Stream[object]
         )
@@ -206,6 +226,22 @@ class _Said:
             call.name.append(_text(function.get("name")) or "")
             arguments = function.get("arguments")  # some send an object where its text should be
             call.arguments.append(json.dumps(arguments) if isinstance(arguments, dict) else _text(arguments) or "")
+
+
+def _vectors(said: object, n: int) -> list[list[float]]:
+    """Raises ModelRefused for what are not `n` vectors."""
+    data = said.get("data") if isinstance(said, dict) else None
+    rows = [one for one in data if isinstance(one, dict)] if isinstance(data, list) else []
+    found = {one.get("index", place): one.get("embedding") for place, one in enumerate(rows)}
+    vectors = [found.get(place) for place in range(n)]
+    if len(rows) != n or not all(isinstance(one, list) and all(map(_is_number, one)) for one in vectors):
+        raise ModelRefused("the endpoint's answer holds no embeddings", value=str(said)[:SHOWN],
+                           expected=f"{n} vectors; most base URLs end in /v1")  # fmt: skip
+    return [[float(part) for part in one or ()] for one in vectors]
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _text(value: object) -> str | None:

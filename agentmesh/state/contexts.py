@@ -5,6 +5,7 @@ A context is a session that many traces share; its row comes with the first clai
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from datetime import datetime
 from uuid import UUID
 
@@ -74,6 +75,17 @@ class ContextBinder:
         if not rows:
             raise UnknownTrace("there is no such trace", value=str(trace_id))
         return str(rows[0]["context_id"])
+
+    def all(self) -> Iterator[str]:
+        """Every context, in order."""
+        after: str | None = ""
+        while after is not None:
+            rows = self._db.read(
+                "SELECT id FROM mesh.contexts WHERE tenant_id = %(tenant)s AND id > %(after)s ORDER BY id LIMIT 500",
+                {"tenant": self._tenant, "after": after},
+            )
+            yield from (row["id"] for row in rows)
+            after = rows[-1]["id"] if rows else None
 
     def traces_of(self, context_id: str, *, limit: int = 50) -> list[Row]:
         """Newest first: id, agent, intent, status."""

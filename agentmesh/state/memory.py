@@ -2,7 +2,7 @@
 
 An entry is never changed, only followed by its next version. Long-term writes take the context row's lock, so that
 versions have no hole; short-term entries have one writer, the trace's holder. Retrieval by words is PostgreSQL's
-full-text search.
+full-text search, by meaning that of `vectors`.
 """
 
 from __future__ import annotations
@@ -10,12 +10,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 from uuid import UUID
 
-from agentmesh.errors import MemoryChanged, Mistake, UnknownMemory
+from agentmesh.errors import MemoryChanged, Mistake, NoEmbedder, UnknownMemory
 from agentmesh.infrastructure.database import Database, Row, Tx, jsonb
+from agentmesh.infrastructure.embedding import Embedder, unit_vectors
 from agentmesh.records import Json, new_id
+from agentmesh.state import vectors
+from agentmesh.state.audit import NOTE, said
 from agentmesh.state.blobs import BlobStore
 from agentmesh.state.changes import MemoryWrite, plain
 
@@ -23,22 +26,24 @@ if TYPE_CHECKING:
     from agentmesh.state.templates import Templates
 
 MemoryType = Literal["short_term", "long_term"]
+QUERY_S = 10.0
+"""What turning a question into a vector may take."""
 
 LOCK = """
 INSERT INTO mesh.contexts AS c (tenant_id, id, mem_seq) VALUES (%(tenant)s, %(context)s, %(n)s)
 ON CONFLICT (tenant_id, id) DO UPDATE SET mem_seq = c.mem_seq + %(n)s RETURNING mem_seq
 """
 
-WRITE = """
-INSERT INTO mesh.memory (id, tenant_id, context_id, type, scope, key, version, value, deleted, trace_id, step_id, origin,
-  trusted, reason, forget_at, mem_seq)
-SELECT x.id, %(tenant)s, %(context)s, x.type, x.scope, x.key, 1 + coalesce((SELECT max(m.version) FROM mesh.memory m
-   WHERE m.tenant_id = %(tenant)s AND m.context_id = %(context)s AND m.type = x.type AND m.scope = x.scope
-     AND m.key = x.key), 0), x.value, x.deleted, %(trace)s, x.step_id, x.origin, x.trusted, x.reason,
-   mesh.mesh_now() + make_interval(secs => x.keep_s), %(seq)s
-  FROM jsonb_to_recordset(%(rows)s::jsonb) AS x(id uuid, type text, scope text, key text, value jsonb, deleted boolean,
-   step_id uuid, origin text, trusted boolean, reason text, keep_s float8)
-"""
+WRITE = f"""
+WITH x AS MATERIALIZED (SELECT * FROM jsonb_to_recordset(%(rows)s::jsonb) AS x(id uuid, type text, scope text, key text,
+   value jsonb, deleted boolean, step_id uuid, origin text, trusted boolean, reason text, keep_s float8, models text[])),
+ w AS (INSERT INTO mesh.memory (id, tenant_id, context_id, type, scope, key, version, value, deleted, trace_id, step_id, origin,
+   trusted, reason, forget_at, mem_seq)
+ SELECT x.id, %(tenant)s, %(context)s, x.type, x.scope, x.key, 1 + coalesce((SELECT max(m.version) FROM mesh.memory m
+    WHERE m.tenant_id = %(tenant)s AND m.context_id = %(context)s AND m.type = x.type AND m.scope = x.scope
+      AND m.key = x.key), 0), x.value, x.deleted, %(trace)s, x.step_id, x.origin, x.trusted, x.reason,
+    mesh.mesh_now() + make_interval(secs => x.keep_s), %(seq)s FROM x RETURNING id, tenant_id, context_id)
+{vectors.INSERT_OWED}"""
 
 # Part of the holder's commit: short-term entries have one writer, whose trace row that statement has locked.
 INSERT_SHORT_TERM = """ m AS (INSERT INTO mesh.memory (id, tenant_id, context_id, type, scope, key, version, value, deleted,
@@ -89,6 +94,18 @@ SELECT key, value, version, origin, trusted, at, ts_rank(words, q) AS rank FROM 
   websearch_to_tsquery('simple', %(text)s) q
  WHERE words @@ q AND NOT deleted ORDER BY rank DESC, key LIMIT %(limit)s
 """
+
+
+class Embedders(Protocol):
+    """What wiring hands over: the embedders of this process."""
+
+    def announced(self) -> dict[str, Json] | None:
+        """The settings' own, as agents announce theirs."""
+        ...
+
+    def made(self, spec: dict[str, Json]) -> Embedder:
+        """The one that was announced so."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,9 +164,10 @@ class MemoryEngine:
 
     def __init__(
         self, db: Database, *, tenant_id: str, context_id: str, trace_id: UUID | None = None,
-        blobs: BlobStore | None = None,
+        blobs: BlobStore | None = None, embedders: Embedders | None = None,
     ) -> None:  # fmt: skip
-        self._db, self._blobs = db, blobs or BlobStore(db)
+        """`embedders` makes what agents announced, and knows the settings' own; without it nothing is found by meaning."""
+        self._db, self._blobs, self._embedders = db, blobs or BlobStore(db), embedders
         self._tenant, self._context, self._trace = tenant_id, context_id, trace_id
 
     def store(
@@ -166,11 +184,11 @@ class MemoryEngine:
         declared = self._declared()
         declared.check(memory_type, key, value)
         one = MemoryWrite(memory_type, key, self._shrunk(key, value), origin, trusted=trusted, reason=reason,
-                          keep_s=declared.keep_s(memory_type, key))  # fmt: skip
+                          keep_s=declared.keep_s(memory_type, key), models=declared.models(memory_type))  # fmt: skip
         with self._db.begin() as tx:
             self._lock(tx, memory_type)
             now = self._expect(tx, memory_type, key, newest)
-            write(tx, self._tenant, self._context, self._trace, [one])
+            self._written(tx, [one])
         return now + 1
 
     update = store
@@ -184,12 +202,19 @@ class MemoryEngine:
         for key, value in values.items():
             declared.check(memory_type, key, value)
         writes = [
-            MemoryWrite(memory_type, key, self._shrunk(key, value), origin, keep_s=declared.keep_s(memory_type, key))
+            MemoryWrite(
+                memory_type,
+                key,
+                self._shrunk(key, value),
+                origin,
+                keep_s=declared.keep_s(memory_type, key),
+                models=declared.models(memory_type),
+            )
             for key, value in values.items()
         ]
         with self._db.begin() as tx:
             self._lock(tx, memory_type)
-            write(tx, self._tenant, self._context, self._trace, writes)
+            self._written(tx, writes)
 
     def store_result(self, node: str, value: Json) -> None:
         """Keep what a node came to as the callback of a step keeps it: short-term, as `result:<node>`."""
@@ -225,8 +250,9 @@ class MemoryEngine:
                 declared.check(memory_type, key, self._whole(old["value"]))
             one = MemoryWrite(memory_type, key, old["value"], by, trusted=old["trusted"], deleted=old["deleted"],
                               reason=reason or f"revert to version {version}",
-                              keep_s=declared.keep_s(memory_type, key))  # fmt: skip
-            write(tx, self._tenant, self._context, self._trace, [one])
+                              keep_s=declared.keep_s(memory_type, key),
+                              models=() if old["deleted"] else declared.models(memory_type))  # fmt: skip
+            self._written(tx, [one])
         return now + 1
 
     def retrieve(self, key: str, memory_type: MemoryType = "long_term") -> Json:
@@ -238,11 +264,67 @@ class MemoryEngine:
         """The newest value of every entry, by `type:key`; short-term ones are those of this engine's trace."""
         return {name: self._whole(value) for name, value in self._newest().items()}
 
-    def query(self, text: str, *, limit: int = 10) -> list[Row]:
-        """Long-term entries that have the words of `text` (web search syntax), best first. A value that was put aside
-        is not found by its words."""
-        found = self._db.once(SEARCH, {"tenant": self._tenant, "context": self._context, "text": text, "limit": limit})
+    def query(
+        self, text: str, *, by: Literal["words", "meaning"] = "words", limit: int = 10, model: str | None = None
+    ) -> list[Row]:  # fmt: skip
+        """Current long-term entries, best first, each with who wrote it (`origin`, `trusted`) and its `rank` or `score`.
+
+        By words: those that have the words of `text` (web search syntax); a value that was put aside is not found. By
+        meaning: those with a vector, nearest first; `model` names the vectors where agents of this context have several.
+        Raises NoEmbedder, BadEmbedding, and what the embedder raises.
+        """
+        at = {"tenant": self._tenant, "context": self._context}
+        if by == "words":
+            found = self._db.once(SEARCH, at | {"text": text, "limit": limit})
+        else:
+            name, embedder = self.embedder(model)
+            [vector] = unit_vectors(embedder, [text[: vectors.MOST_CHARS]], within_s=QUERY_S)
+            near = vectors.nearest(self._db, self._tenant, self._context, name, vector, limit=limit)
+            if near.unknown:
+                vectors.owe(self._db, self._tenant, self._context, name)
+            found = [
+                {key: row[key] for key in ("key", "value", "version", "origin", "trusted", "at", "score")}
+                for row in near.rows
+                if row["score"] is not None
+            ]
         return [row | {"value": self._whole(row["value"])} for row in found]
+
+    def embedder(self, model: str | None = None) -> tuple[str, Embedder]:
+        """What this context is searched by, with the name of its vectors. Raises NoEmbedder."""
+        known = self._known()
+        if self._embedders is None or not known or (model is not None and model not in known):
+            raise NoEmbedder("nothing makes the vectors that this context would be searched by", value=model,
+                             expected=f"one of {', '.join(known)}" if known else None)  # fmt: skip
+        name = model or next(iter(known))
+        return name, self._embedders.made(known[name])
+
+    def owe(self) -> dict[str, Json]:
+        """Afterwards every current long-term entry has the vectors it is to have, or is owed them now; by what: the declared
+        embedders by the names of their vectors."""
+        known = self._known()
+        for name in known:
+            vectors.owe(self._db, self._tenant, self._context, name, again=True)
+        return known
+
+    def waiting(self, model: str | None = None) -> int:
+        """How many entries have no vector yet, and are not found by meaning."""
+        name = model or next(iter(self._known()), "")
+        return len(vectors.waiting(self._db, self._tenant, name, self._context))
+
+    def _known(self) -> dict[str, Json]:
+        """What its agents announced, else the settings' own: the specs of embedders by the names of their vectors."""
+        known = {name: said["spec"] for name, said in self._declared().embedders().items()}
+        own = None if known or self._embedders is None else self._embedders.announced()
+        return known if own is None else {own["vectors"]: own["spec"]}
+
+    def _written(self, tx: Tx, writes: Sequence[MemoryWrite]) -> None:
+        """The entries are written, and who wrote which stands in the audit."""
+        write(tx, self._tenant, self._context, self._trace, writes)
+        for one in writes:
+            tx.all(NOTE, {"tenant": self._tenant, "action": "MEMORY_WRITE", "said": said(
+                one.origin, context=self._context, entry=f"{one.type}:{one.key}", reason=one.reason,
+                trace_id=self._trace and str(self._trace),
+            )})  # fmt: skip
 
     def _newest(self) -> dict[str, Json]:
         return newest(self._db, self._tenant, self._context, self._trace or new_id())

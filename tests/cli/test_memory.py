@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import getpass
+import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,6 +13,7 @@ import pytest
 from agentmesh.behavior.agents import define_agent
 from agentmesh.behavior.llm import LLMReasoner
 from agentmesh.execution.callbacks import HANDLERS, register_callback
+from tests.meanings import Meanings, known
 from tests.model_server import model_server, says
 
 Cli = Callable[..., Any]
@@ -87,3 +90,76 @@ def test_s50_a_poisoned_entry_is_data_names_its_writer_and_is_brought_back_by_ve
         assert f'"long_term:rule": "{poison}"' in data["content"]
         assert mesh_cli("memory", "revert", "c-9", "rule", newest["version"] - 1).code == 0
         assert mesh_cli("memory", "get", "c-9", "rule").out.strip() == '"ask a person above 100 EUR"'
+
+
+@pytest.fixture
+def shop(make_lab: Any) -> Iterator[Any]:
+    """A lab whose agent's memory is found by the embedder `toy`."""
+    toy = Meanings()
+    with known(toy=toy):
+        lab = make_lab(memory={"embedder": "toy"})
+        lab.toy = toy
+        lab.mesh.registry.announce(lab.mesh.db)
+        lab.start({"answer": 1})
+        lab.drain()
+        yield lab
+
+
+def test_a_search_by_meaning_says_who_wrote_what_it_found_and_what_it_could_not_compare(
+    mesh_cli: Cli, shop: Any
+) -> None:
+    shop.mesh.memory("c-1").store("diet", "allergic to nuts", origin="learn")
+    assert mesh_cli("memory", "embed", "c-1", "--json").json["entries"] == 1
+    mesh_cli("memory", "set", "c-1", "billing", '"pays by card"')
+    ran = mesh_cli("memory", "search", "c-1", "food intolerances?", "--by", "meaning")
+    assert ran.out.split("\t")[1:5] == ["diet", "learn", "no", '"allergic to nuts"\n']
+    assert "without a vector yet: 1; 'agentmesh memory embed c-1'" in ran.err
+    assert mesh_cli("memory", "embed").err.startswith("1 entries were embedded by toy")
+    found = mesh_cli("memory", "search", "c-1", "money", "--by", "meaning", "--limit", "1", "--json").json["entries"]
+    assert [(one["key"], one["origin"], one["trusted"]) for one in found] == [("billing", ME, True)]
+
+
+MINE = """
+from agentmesh import register_embedder
+from tests.meanings import Meanings
+
+register_embedder("mine")(Meanings)
+"""
+
+
+def test_an_embedder_of_the_users_is_imported_from_where_the_verb_is_run(
+    mesh_cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    (tmp_path / "my_meanings.py").write_text(MINE)
+    settings = {"AGENTMESH_TOOLS_IMPORTS": "my_meanings", "AGENTMESH_EMBEDDINGS_EMBEDDER": "mine"}
+    with known():
+        mesh_cli("memory", "set", "c-1", "billing", '"pays by card"')
+        assert mesh_cli("memory", "embed", "c-1", **settings).code == 0
+        [found] = mesh_cli("memory", "search", "c-1", "money", "--by", "meaning", "--json", **settings).json["entries"]
+    assert found["key"] == "billing"
+    sys.modules.pop("my_meanings")
+
+
+def test_doctor_says_what_has_no_vector_and_why(mesh_cli: Cli, shop: Any) -> None:
+    def vectors() -> list[Any]:
+        checks = mesh_cli("doctor", "--json").json["checks"]
+        return [(one["ok"], one["says"]) for one in checks if one["name"] == "vectors"]
+
+    assert vectors() == []
+    shop.toy.away = True
+    mesh_cli("memory", "set", "c-1", "billing", '"pays by card"')
+    mesh_cli("memory", "embed")
+    assert vectors() == [(False, "toy: 0 vectors, 1 to be made: the model's endpoint does not answer")]
+    shop.toy.away = False
+    mesh_cli("memory", "embed")
+    assert vectors() == [(True, "toy: 1 vectors, 0 to be made")]
+
+
+def test_a_search_by_words_needs_no_embedder_and_one_by_meaning_says_what_is_missing(mesh_cli: Cli) -> None:
+    mesh_cli("memory", "set", "c-1", "billing", '"pays by card"')
+    [found] = mesh_cli("memory", "search", "c-1", "card", "--json").json["entries"]
+    assert (found["key"], found["trusted"]) == ("billing", True)
+    ran = mesh_cli("memory", "search", "c-1", "card", "--by", "meaning", "--json")
+    assert (ran.code, ran.problem["code"]) == (2, "E_NO_EMBEDDER")
+    assert mesh_cli("memory", "embed", "c-1").code == 2
