@@ -31,6 +31,9 @@ class Finding:
 def doctor(
     ctx: typer.Context,
     deep: Annotated[bool, typer.Option("--deep", help="Also check the invariants I1 to I12, at rest.")] = False,
+    production: Annotated[
+        bool, typer.Option("--production", help="Also in development: what is not configured for production.")
+    ] = False,
     points: Annotated[bool, typer.Option("--points", help="List the places where tests inject faults.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -46,7 +49,7 @@ def doctor(
         return
     with opened(ctx, migrated=False) as mesh:
         found = []
-        for one in examine(mesh, deep=deep):
+        for one in examine(mesh, deep=deep, production=production):
             found.append(one)
             if not as_json:
                 _print(one)
@@ -70,7 +73,7 @@ def _print(one: Finding) -> None:
         print("\t".join([word.strip(), one.name, safe(one.says), safe(one.cure)]))
 
 
-def examine(mesh: Mesh, *, deep: bool) -> Iterator[Finding]:
+def examine(mesh: Mesh, *, deep: bool, production: bool = False) -> Iterator[Finding]:
     """Every check, each safe to fail; those behind the database are left out where it does not answer."""
     yield from _run("settings", lambda: _settings(mesh))
     reached = list(_run("database", lambda: _database(mesh)))
@@ -88,8 +91,10 @@ def examine(mesh: Mesh, *, deep: bool) -> Iterator[Finding]:
         ("workers", _workers),
         ("waiting", _waiting),
         ("webhooks", _webhooks),
+        ("vectors", _vectors),
     ):
         yield from _run(name, lambda look=look: look(mesh))  # type: ignore[misc]
+    yield from _run("production", lambda: _production(mesh, whole=production))
     if deep:
         yield from _invariants(mesh)
 
@@ -174,10 +179,23 @@ def _gateway(mesh: Mesh) -> Iterator[Finding]:
 def _audit(mesh: Mesh) -> Iterator[Finding]:
     if mesh.anchors_path is not None:
         yield Finding("audit", ok=True, says=f"anchored in {mesh.anchors_path}")
-    elif mesh.settings.mesh.environment == "production":
+
+
+def _production(mesh: Mesh, *, whole: bool) -> Iterator[Finding]:
+    """In production what is lacking is red; in development it is named, so that nobody has to find it out."""
+    from agentmesh.cli.production import lacks
+
+    found = list(lacks(mesh))
+    if found and not whole and mesh.settings.mesh.environment != "production":
+        names = ", ".join(dict.fromkeys(one.name for one in found))
         yield Finding(
-            "audit", ok=False, says="no anchors are kept outside the database", cure="audit.anchors in the settings"
+            "production", ok=True, says=f"not configured for it: {names}", cure="agentmesh doctor --production"
         )
+        return
+    for one in found:
+        yield Finding(one.name, ok=False, says=one.says, cure=one.cure)
+    if not found:
+        yield Finding("production", ok=True, says="configured for it")
 
 
 def _agents(mesh: Mesh) -> Iterator[Finding]:
@@ -248,6 +266,16 @@ def _webhooks(mesh: Mesh) -> Iterator[Finding]:
     says = f"{seen['waiting']} deliveries wait, {seen['failed']} given up within a day"
     yield Finding("webhooks", ok=not seen["failed"], says=says,
                   cure="agentmesh webhooks list --failed" if seen["failed"] else "")  # fmt: skip
+
+
+def _vectors(mesh: Mesh) -> Iterator[Finding]:
+    """Nothing, where memory is not found by meaning."""
+    from agentmesh.state import vectors
+
+    for one in vectors.models(mesh.db, mesh.tenant):
+        says = f"{one['model']}: {one['vectors']} vectors, {one['waiting']} to be made"
+        yield Finding("vectors", ok=one["error"] is None, says=says if one["error"] is None else f"{says}: {one['error']}",
+                      cure="agentmesh memory embed" if one["error"] else "")  # fmt: skip
 
 
 def _invariants(mesh: Mesh) -> Iterator[Finding]:

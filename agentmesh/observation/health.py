@@ -26,6 +26,17 @@ SELECT r.*, extract(epoch FROM mesh.mesh_asof() - r.since)::float8 AS seconds FR
  WHERE r.since < mesh.mesh_asof() ORDER BY r.since LIMIT 1
 """
 
+SERVER = """
+SELECT (SELECT ssl FROM pg_stat_ssl WHERE pid = pg_backend_pid()) AS tls, r.rolname AS role,
+ array_remove(ARRAY[CASE WHEN r.rolsuper THEN 'SUPERUSER' END, CASE WHEN r.rolcreaterole THEN 'CREATEROLE' END,
+  CASE WHEN r.rolcreatedb THEN 'CREATEDB' END, CASE WHEN r.rolreplication THEN 'REPLICATION' END,
+  CASE WHEN r.rolbypassrls THEN 'BYPASSRLS' END], NULL) AS powers,
+ current_setting('fsync') AS fsync, current_setting('full_page_writes') AS pages, current_setting('archive_mode') AS archive,
+ (SELECT count(*) FROM pg_stat_replication)::int AS standbys, (SELECT count(*) FROM mesh.exports)::int AS exports,
+ (SELECT o.ended_at < mesh.mesh_asof() - interval '90 days' FROM mesh.traces o ORDER BY o.id LIMIT 1) AS old
+ FROM pg_roles r WHERE r.rolname = current_user
+"""
+
 
 def workers(db: Database) -> Row:
     """How many are alive, how many died within the last hour, and how many threads are stuck."""
@@ -122,3 +133,9 @@ SELECT queue, count(*) AS n, greatest(0, extract(epoch FROM mesh.mesh_asof() - m
 def ready(db: Database) -> list[Row]:
     """What is ready and untaken, by queue: queue, n, seconds of the oldest."""
     return db.read(READY)
+
+
+def server(db: Database) -> tuple[Row, bool]:
+    """How its server and our role on it are set up, and whether we had to say a password."""
+    with db.checkout() as tx:
+        return tx.all(SERVER)[0], bool(tx.connection.pgconn.used_password)
