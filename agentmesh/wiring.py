@@ -12,10 +12,9 @@ import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NoReturn
+from typing import TYPE_CHECKING, Any, Literal
 from uuid import UUID
 
 import structlog
@@ -23,6 +22,7 @@ import structlog
 import agentmesh
 from agentmesh.behavior.agents import AgentSpec, load_agents, load_policies
 from agentmesh.behavior.declared import Models
+from agentmesh.behavior.embedders import Embedders, EmbedderSpec
 from agentmesh.behavior.router import BIRRouter
 from agentmesh.behavior.strategies import SessionBuilder
 from agentmesh.communication.bootsteps import add_life, on_boot, run_worker
@@ -33,13 +33,14 @@ from agentmesh.communication.hardening import harden
 from agentmesh.communication.keys import PublicKey, SigningKey, signing_key
 from agentmesh.communication.server import ACPServer
 from agentmesh.communication.tasks import register_tasks, task_names
-from agentmesh.coordination.alone import LoneProcesses, pipes, serve
+from agentmesh.coordination.alone import Ends, LoneProcesses, pipes, serve
 from agentmesh.coordination.anchors import Anchors
 from agentmesh.coordination.container import AgentRuntime
 from agentmesh.coordination.controller import AgentController
 from agentmesh.coordination.engine import BehaviorChainEngine
 from agentmesh.coordination.forks import Forks
 from agentmesh.coordination.heartbeat import Heart, here
+from agentmesh.coordination.indexer import Indexer
 from agentmesh.coordination.lifecycle import AgentLifecycle
 from agentmesh.coordination.migrations import Migrations
 from agentmesh.coordination.notes import Notes
@@ -60,8 +61,10 @@ from agentmesh.execution.runner import Alone, ToolRunner
 from agentmesh.execution.tools import TOOLS, ToolRegistry
 from agentmesh.execution.views import Parts
 from agentmesh.infrastructure import migrate, yamlfiles
+from agentmesh.infrastructure.counts import COUNTS
 from agentmesh.infrastructure.cron import following
 from agentmesh.infrastructure.database import Database, Row
+from agentmesh.infrastructure.embedding import Embedder
 from agentmesh.infrastructure.logging import configure, name_process, redact
 from agentmesh.infrastructure.secrets import secret
 from agentmesh.infrastructure.settings import Settings
@@ -132,7 +135,8 @@ class Mesh:
         self._given = agents
         self._root = root or Path.cwd()
         self._threads = 1
-        self._alone: Alone | None = None
+        self._loaded = False
+        self._lone: LoneProcesses | None = None
         self.tenant = settings.mesh.tenant
 
     # --- what it stands on ------------------------------------------------------------------------------------------
@@ -245,6 +249,7 @@ class Mesh:
         return DirectClient(
             self.db, key=key, grants=row["grants"] if row else (), mesh=self.settings.mesh.name,
             ring=self.doorbell.ring, admit=self.scheduler.sent, blobs=self.blobs, now_s=now_s,
+            backlog=self.settings.limits.backlog,
         )  # fmt: skip
 
     @cached_property
@@ -261,8 +266,19 @@ class Mesh:
     def memory(self, context_id: str, trace_id: UUID | None = None) -> MemoryEngine:
         """What a context remembers, and one trace in it."""
         return MemoryEngine(
-            self.db, tenant_id=self.tenant, context_id=context_id, trace_id=trace_id, blobs=self.blobs
+            self.db, tenant_id=self.tenant, context_id=context_id, trace_id=trace_id, blobs=self.blobs,
+            embedders=_Later(lambda: self.embedders),
         )  # fmt: skip
+
+    def indexers(self) -> list[Indexer]:
+        """What embeds for the agents of this process: one for each model."""
+        specs = {one.spec.memory.embedder for one in self.registry.all()} | {self.embedders.default}
+        by_model = {one.vectors: one for one in specs if one is not None}
+        return [Indexer(self.db, self.blobs, name, partial(self.embedders.get, one)) for name, one in by_model.items()]
+
+    def indexer(self, model: str, spec: dict[str, Any]) -> Indexer:
+        """What embeds by one model, as an agent announced it."""
+        return Indexer(self.db, self.blobs, model, partial(self.embedders.made, spec))
 
     @cached_property
     def contexts(self) -> ContextBinder:
@@ -291,7 +307,7 @@ class Mesh:
             ring=self.doorbell.ring, answers=self.answers, now_s=now_s,
             people_of=self.people_of, forks_of=self.forks_of, timetable=self.timetable,
             lifecycle_of=lambda tenant: AgentLifecycle(self.db, tenant=tenant),
-            audit_of=lambda tenant: AuditPipeline(self.db, tenant=tenant),
+            audit_of=lambda tenant: AuditPipeline(self.db, tenant=tenant), dumps_of=self.dumps_of,
             authenticator=Authenticator(self.key_table, section, tenant=self.tenant, now_s=now_s, root=self._root),
             rates=Rates(section, self.rates_url, mesh=name),
             streams=Streams(section), proxies=Proxies(section.proxies), cursor_key=self.key.derive("cursors"),
@@ -340,7 +356,10 @@ class Mesh:
 
     @cached_property
     def dumps(self) -> Dumps:
-        return Dumps(lambda: self.parts, tenant=self.tenant)
+        return self.dumps_of(self.tenant)
+
+    def dumps_of(self, tenant: str) -> Dumps:
+        return Dumps(lambda: self.parts, tenant=tenant)
 
     @cached_property
     def engine(self) -> BehaviorChainEngine:
@@ -364,7 +383,7 @@ class Mesh:
         section, llm = self.settings.agents, self.settings.llm
         registry = AgentRegistry(
             self.tools, chain.load([self._root / one for one in section.chains]), desk=self.tool_router,
-            models=Models(llm.base_url, llm.model, llm.key, secret),
+            models=Models(llm.base_url, llm.model, llm.key, secret), embedders=self.embedders,
         )  # fmt: skip
         agents = self._given
         if agents is None:
@@ -374,9 +393,23 @@ class Mesh:
             registry.register(spec)
         return registry
 
+    @cached_property
+    def embedders(self) -> Embedders:
+        """What memory is searched by, with the user's modules imported before."""
+        self.load_code()
+        section, llm = self.settings.embeddings, self.settings.llm
+        spec = EmbedderSpec(
+            name=section.embedder, model=section.model, base_url=section.base_url, key=section.key,
+            dimensions=section.dimensions,
+        )  # fmt: skip
+        chosen = section.embedder is not None or section.model is not None
+        return Embedders(spec if chosen else None, Models(llm.base_url, llm.model, llm.key, secret))
+
     def load_code(self) -> None:
         """Import what the settings list, and nothing else: the user's modules, plugins at their pinned version, and the
-        tools that files declare."""
+        tools that files declare; once."""
+        if self._loaded:
+            return
         for module in self.settings.tools.imports:
             importlib.import_module(module)
         for listed in self.settings.tools.plugins:
@@ -387,10 +420,15 @@ class Mesh:
 
             for tool in load_tools(files, secret):
                 self.tools.register(tool)
+        self._loaded = True
 
     @cached_property
     def tool_router(self) -> ToolRouter:
         return ToolRouter(self.tools, _Announced(lambda: self.db), fan_out=self.settings.limits.fan_out)
+
+    @property
+    def _alone(self) -> Alone | None:
+        return None if self._lone is None else self._lone.hand
 
     @cached_property
     def runner(self) -> ToolRunner:
@@ -419,7 +457,7 @@ class Mesh:
             depths=(limits.delegation_depth, limits.chain_depth), max_steps=limits.steps, plan=self._pinned,
             moment=lambda asked: following(asked["cron"], asked["timezone"], traces.now(self.db)),
             pool=ThreadPoolExecutor(self.settings.worker.agents_concurrency, thread_name_prefix="inline"),
-            redact=redact, overrun=self.notes.overrun,
+            embedder=self.embedders.get, redact=redact, overrun=self.notes.overrun,
         )  # fmt: skip
 
     def _pinned(self, tenant_id: str, plan_hash: str) -> BehaviorPlan:
@@ -489,41 +527,52 @@ class Mesh:
         it. Raises DatabaseNotMigrated, DatabaseUnreachable, or what agent files raise.
         """
         name_process(worker=name)
+        hosted = self.registry  # the user's code is loaded by now, and nothing is connected
         ends = pipes(os.environ)
+        if ends is not None:
+            self._serve_alone(name, ends)
+            raise SystemExit(0)
+        lone = self._lone = LoneProcesses(silence_s=2 * self.settings.lease.lease)
+        lone.keep_warm(lambda ends: self._serve_alone(name, ends))
         self._threads = 1 if pool == "prefork" else concurrency
         self.require_migrated()
-        if pool == "prefork" and ends is None:
+        if pool == "prefork":
             self.notes = Notes(children=concurrency)
-        if ends is None:
-            lone = LoneProcesses(silence_s=2 * self.settings.lease.lease)
-            self._alone = lone.run
         queues = self.register_tasks(agents=kind != "tools", tools=kind != "agents")
-        self.registry.announce(self.db, [self.tenant])
+        hosted.announce(self.db, [self.tenant], by=f"worker:{name}")
         if kind != "tools":
-            self.registry.declare(self.timetable)
+            hosted.declare(self.timetable)
         harden(self.app)
-        section = self.settings.lease
-        pace = Pace(
-            section.lease, section.beat, section.rescue, section.ring_again, section.ring_again_cap,
-            self.settings.limits.no_worker_after,
-        )  # fmt: skip
         me = here(
-            name=name, queues=sorted(set(queues.values())), lease_s=pace.lease_s, version=agentmesh.__version__,
+            name=name, queues=sorted(set(queues.values())), lease_s=self.pace.lease_s, version=agentmesh.__version__,
             agents=[one.removeprefix("agent.") for one in queues if one.startswith("agent.")],
             tools=[one.removeprefix("tool.") for one in queues if one.startswith("tool.")],
         )  # fmt: skip
-        if ends is not None:
-            self._serve_alone(ends, replace(me, name=f"{name}-alone", queues=(), agents=(), tools=()), pace)
         worker = self.settings.worker
         stuck = Stuck(self.notes, grace_s=worker.grace, threads=concurrency)
-        life = _Life(self, me, pace, lone, stuck, hosts=kind != "tools")
+        life = _Life(self, me, lone, stuck, hosts=kind != "tools")
         stuck.full = add_life(
             self.app, start=life.start, stop=life.stop, child=self.become_child, spent=stuck.nothing_else,
             drain_s=worker.drain,
         )  # fmt: skip
         return sorted(set(queues.values()))
 
-    def _serve_alone(self, ends: tuple[int, int], me: Worker, pace: Pace) -> NoReturn:
+    @property
+    def pace(self) -> Pace:
+        section = self.settings.lease
+        return Pace(
+            section.lease, section.beat, section.rescue, section.ring_again, section.ring_again_cap,
+            self.settings.limits.no_worker_after,
+        )  # fmt: skip
+
+    def _serve_alone(self, name: str, ends: Ends) -> None:
+        """Be a lone process of the worker of this name, until it is gone."""
+        name_process(worker=f"{name}-alone")
+        self.notes, self._lone = Notes(), None
+        pace = self.pace
+        me = here(
+            name=f"{name}-alone", queues=(), agents=(), tools=(), version=agentmesh.__version__, lease_s=pace.lease_s
+        )
         heart = Heart(
             self.db.alone(deadline_s=pace.lease_s / 4), me, self.notes, beat_s=pace.beat_s, ring=self.doorbell.ring
         )
@@ -538,7 +587,6 @@ class Mesh:
         finally:
             heart.stop()
             self.close()
-        raise SystemExit(0)
 
     def work(
         self, kind: Kind, *, name: str | None = None, pool: str | None = None, concurrency: int | None = None
@@ -570,7 +618,10 @@ class Mesh:
     def become_child(self, number: int) -> None:
         """In a prefork child: its own connections, and its notes where the parent sees them."""
         self.after_fork()
+        if self._lone is not None:
+            self._lone.after_fork()
         self.notes.become_child(number)
+        COUNTS.become_child(number)
 
     # --- its life ---------------------------------------------------------------------------------------------------
 
@@ -597,8 +648,8 @@ class Mesh:
 class _Life:
     """Heart and rescuer of one worker process, from its first beat to its leaving."""
 
-    def __init__(self, mesh: Mesh, me: Worker, pace: Pace, lone: LoneProcesses, stuck: Stuck, *, hosts: bool) -> None:
-        self._lone = lone
+    def __init__(self, mesh: Mesh, me: Worker, lone: LoneProcesses, stuck: Stuck, *, hosts: bool) -> None:
+        self._lone, pace = lone, mesh.pace
         patience_s = pace.lease_s / 4
         self.heart = Heart(
             mesh.db.alone(deadline_s=patience_s),
@@ -610,16 +661,22 @@ class _Life:
         )
         self.rescuer = Rescuer(
             mesh.db.alone(deadline_s=patience_s), self.heart, mesh.notes, pace, ring=mesh.doorbell.ring,
-            depths=mesh.broker.depths, also=[*_hosts(mesh)] if hosts else (),
+            depths=mesh.broker.depths, also=[*_hosts(mesh)] if hosts else (), again=mesh.doorbell.ring_again,
         )  # fmt: skip
         self.courier = _courier(mesh, lambda: self.rescuer.leads)
+        self.indexers = mesh.indexers() if hosts else []
 
     def start(self) -> None:
         self.heart.start()
         self.rescuer.start()
         self.courier.start()
 
+        for one in self.indexers:
+            one.start()
+
     def stop(self) -> None:
+        for one in self.indexers:
+            one.stop()
         self._lone.close()
         self.courier.stop()
         self.rescuer.stop()
@@ -640,6 +697,19 @@ def _courier(mesh: Mesh, leads: Callable[[], bool]) -> Courier:
     hooks = mesh.settings.webhooks
     manner = Manner(Reach(ports=hooks.ports, private=hooks.private), secret, now_s, within_s=hooks.timeout)
     return Courier(mesh.db, mesh.blobs, manner, leads=leads)
+
+
+class _Later:
+    """The embedders of a process, once somebody searches by meaning: the user's code is imported for them."""
+
+    def __init__(self, embedders: Callable[[], Embedders]) -> None:
+        self._embedders = embedders
+
+    def announced(self) -> dict[str, Any] | None:
+        return self._embedders().announced()
+
+    def made(self, spec: dict[str, Any]) -> Embedder:
+        return self._embedders().made(spec)
 
 
 class _Announced:

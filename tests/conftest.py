@@ -6,6 +6,8 @@ rows into the state they need, and to hold locks and move the database's clock.
 
 from __future__ import annotations
 
+import os
+import re
 import shutil
 import tempfile
 import threading
@@ -30,6 +32,32 @@ from agentmesh.state import calls, leases
 from agentmesh.state.traces import Holder
 from agentmesh.testing import Bells
 from agentmesh.wiring import Mesh
+
+ROUNDS = {
+    "f03": 2, "f04": 2, "f05_a_redis": 3, "f05_a_truncated": 5, "f07": 2, "f09": 2, "f10_links_cut": 5, "f11_a_holder": 2,
+    "f12_a_tool": 3, "f12_an_agent": 5, "f12_a_frozen": 3, "f13_messages": 5, "f14": 3, "f15": 2, "f16_poison": 3, "f18": 3,
+    "f19_a_deaf_thread": 3, "f19_a_cancel": 3, "f20": 3, "f21": 2, "f23_timers": 2, "f24_a_thousand": 3, "f25": 5, "f26": 3,
+    "f28": 10, "f29": 3, "f30": 2,
+}  # fmt: skip
+"""How often `make faults` repeats these tests, beside their variants and what they do several times themselves."""
+
+NUMBERED = re.compile(r"test_(f\d\d_\w+)")
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    found = NUMBERED.match(metafunc.function.__name__)
+    if found is None or not os.environ.get("AGENTMESH_TEST_ROUNDS"):
+        return
+    rounds = next((n for name, n in ROUNDS.items() if found[1].startswith(name)), 1)
+    if rounds > 1:
+        metafunc.fixturenames.append("_round")
+        metafunc.parametrize("_round", range(rounds), ids=[f"round{n}" for n in range(1, rounds + 1)])
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if NUMBERED.match(item.name):
+            item.add_marker("numbered")
 
 
 @pytest.fixture(scope="session")
@@ -317,12 +345,12 @@ def lab(make_mesh: Callable[..., tuple[Mesh, Bells]], database_url: str, tools: 
 
 @pytest.fixture
 def make_lab(make_mesh: Callable[..., tuple[Mesh, Bells]], database_url: str, tools: ToolRegistry) -> Iterator[Any]:
-    """make_lab(*others, **agent keys) -> Lab whose puppet may use every tool registered by now, beside other agents."""
+    """make_lab(*others, flags, **agent keys) -> Lab whose puppet may use every tool registered by now, beside other agents."""
 
-    def make(*others: Any, **keys: Any) -> Lab:
+    def make(*others: Any, flags: dict[str, object] | None = None, **keys: Any) -> Lab:
         names = [one.name for one in tools.list()]
         puppet = define_agent("puppet", **{"reasoner": do_as_told, "tools": names, "grants": ["*"]} | keys)
-        mesh, bells = make_mesh(puppet, *others)
+        mesh, bells = make_mesh(puppet, *others, **(flags or {}))
         return Lab(database_url, mesh, bells)
 
     yield make

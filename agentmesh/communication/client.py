@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -26,6 +27,7 @@ from agentmesh.communication.envelope import (
 from agentmesh.communication.handle import Handle
 from agentmesh.communication.keys import SigningKey
 from agentmesh.errors import (
+    Backlogged,
     BadPayload,
     DatabaseNotMigrated,
     DelegationTooDeep,
@@ -92,11 +94,13 @@ class DirectClient:
 
     def __init__(  # noqa: PLR0913 - what wiring hands over
         self, db: Database, *, key: SigningKey, grants: Sequence[str], mesh: str, ring: Callable[[Sequence[Ring]], None],
-        admit: Callable[[Sequence[Lane]], None], blobs: BlobStore, now_s: Callable[[], int],
+        admit: Callable[[Sequence[Lane]], None], blobs: BlobStore, now_s: Callable[[], int], backlog: int = 100_000,
     ) -> None:  # fmt: skip
         self._db, self._key, self._grants, self._mesh = db, key, tuple(grants), mesh
         self._ring, self._admit, self._blobs, self._now_s = ring, admit, blobs, now_s
+        self._backlog = backlog
         self._agents: dict[str, tuple[float, dict[str, Row]]] = {}
+        self._since: Counter[str] = Counter()  # what was accepted here since the agents, and who waits, were read
 
     def send(self, intent: Intent, *, session: Any = None) -> Trace:
         """Accept one intent; durable when this returns, unless `session` is given: then with its commit."""
@@ -181,9 +185,9 @@ class DirectClient:
         Raises DelegationTooDeep, UnknownAgent, UnknownIntent, BadPayload.
         """
         if held.depth + 1 > depth_limit:
-            raise DelegationTooDeep(
-                "a delegation goes too deep", value=held.depth + 1, expected=f"at most {depth_limit}"
-            )
+            way = [*dispatch.hops(self._db, held.tenant_id, held.id), to]
+            raise DelegationTooDeep(f"a delegation goes too deep: {' → '.join(map(str, way[-20:]))}", value=held.depth + 1,
+                                    expected=f"at most {depth_limit}")  # fmt: skip
         if not isinstance(payload, dict):
             raise BadPayload("what a child trace is given is not an object", value=payload)
         wanted = (
@@ -258,8 +262,7 @@ class DirectClient:
     def _agent(self, intent: Intent, tenant: str) -> Row:
         at, known = self._agents.get(tenant, (float("-inf"), {}))
         if intent.to_id not in known or time.monotonic() - at > AGENTS_FRESH_S:
-            known = dispatch.agents(self._db, tenant)
-            self._agents[tenant] = (time.monotonic(), known)
+            known = self._read_agents(tenant)
         agent = known.get(intent.to_id)
         if agent is None:
             near = difflib.get_close_matches(intent.to_id, known, n=1)
@@ -269,7 +272,24 @@ class DirectClient:
         if agent["intents"] is not None and intent.intent not in agent["intents"]:
             raise UnknownIntent(f"agent {intent.to_id} does not know this intent", value=intent.intent,
                                 expected=f"one of {', '.join(agent['intents'])}")  # fmt: skip
+        self._require_room(agent, tenant)
         return agent
+
+    def _read_agents(self, tenant: str) -> dict[str, Row]:
+        known = dispatch.agents(self._db, tenant, most=self._backlog)
+        self._agents[tenant] = (time.monotonic(), known)
+        self._since[tenant] = 0
+        return known
+
+    def _require_room(self, agent: Row, tenant: str) -> None:
+        """Raises Backlogged. What was accepted here may have begun since it was counted: then it is counted anew."""
+        waiting = agent["waiting"] + self._since[tenant]
+        if waiting >= self._backlog and self._since[tenant]:
+            waiting = next(iter(self._read_agents(tenant).values()))["waiting"]
+        if waiting >= self._backlog:
+            raise Backlogged("too many traces of this tenant wait to begin", value=waiting,
+                             expected=f"at most {self._backlog} (limits.backlog)", after_s=AGENTS_FRESH_S)  # fmt: skip
+        self._since[tenant] += 1
 
     # --- inside a caller's transaction ------------------------------------------------------------------------------
 

@@ -58,9 +58,19 @@ def database_url(url: str) -> str:
     return url.removeprefix(f"{SCHEME}+")
 
 
+class QoS(virtual.QoS):  # type: ignore[misc]
+    """kombu's list of what is being worked on. What cannot be put back is a doorbell, which the database rings again: kombu
+    would write it, payload and all, into a file."""
+
+    def restore_unacked(self) -> None:
+        if lost := super().restore_unacked():
+            log.warning("what was fetched is not put back: %d messages, %s", len(lost), type(lost[0][0]).__name__)
+
+
 class Channel(virtual.Channel):  # type: ignore[misc]
     """What kombu asks of a queue, answered by one session of the transport."""
 
+    QoS = QoS
     supports_fanout = True
     default_priority = 5
 

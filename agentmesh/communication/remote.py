@@ -52,6 +52,14 @@ class RemoteTrace(Handle):
     def _whole(self, result: Json) -> Json:
         return result
 
+    def feedback(self, reward: float, *, step: int | None = None, key: str | None = None, note: str = "") -> int:
+        """Bind `reward` to the decision that led to step number `step` (None: to the last one); under one `key`, once. The
+        number of its step. Raises what the mesh refuses it with."""
+        said = _said(
+            reward=reward, step=step, note=note, key=key or str(new_id())
+        )  # a post that is repeated counts once
+        return int(self.client.post(f"/v1/traces/{self.id}/feedback", said)["step"])
+
 
 class RemoteClient:
     """Posts to the gateway at `url`, with a token or signed by a registered key.
@@ -90,6 +98,10 @@ class RemoteClient:
 
     def get(self, path: str) -> Any:
         return self._ask("GET", path)
+
+    def post(self, path: str, said: Mapping[str, Json]) -> Any:
+        content = jsontext.dumps(dict(said), what="the request").encode()
+        return self._ask("POST", path, content=content, headers={"Content-Type": "application/json"})
 
     def close(self) -> None:
         if "_http" in self.__dict__:

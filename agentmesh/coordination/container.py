@@ -16,6 +16,7 @@ import structlog
 
 from agentmesh.errors import Mistake, UnknownPlan, UnknownTrace
 from agentmesh.execution.executors import Executor
+from agentmesh.execution.plan import START
 from agentmesh.execution.runner import Alone, Notes
 from agentmesh.execution.views import HostedAgent
 from agentmesh.infrastructure.database import Database
@@ -50,14 +51,21 @@ class AgentRuntime:
             "kind": kind, "started": json.dumps({"agent": agent.spec.agent, "version": agent.spec.version, "policy": list(own)}),
         }  # fmt: skip
 
-    def prepare_context(self, ring: Ring, claim_id: UUID | None = None) -> Taken | None:
-        """The trace, claimed here with the step that is to run; None when the ring was stale, or its plan is not for us."""
+    def prepare_context(self, ring: Ring, claim_id: UUID | None = None, *, at_once: bool = False) -> Taken | None:
+        """The trace, claimed here with the step that is to run; None when the ring was stale, or its plan is not for us.
+
+        Where it is run `at_once`, a trace that begins with a chain is claimed by the first commit of that run, the first
+        time that it is rung.
+        """
         claim = claim_id or new_id()
         who: dict[str, Any] = {"agent": self.agent.spec.agent, "holder": self._holder(), "unread": self._unread}
         if ring.kind == "trace":
             received = json.dumps({"queue": ring.queue, "envelope": ring.envelope is not None})
             start = self._start | {"claim": claim, "received": received}
-            taken = traces.claim(self._db, ring.id, ring.epoch, start=start, **who)
+            taken = None
+            if at_once and self._start["kind"] == START:
+                taken = traces.begin(self._db, ring.id, ring.epoch, start=start, **who)
+            taken = taken or traces.claim(self._db, ring.id, ring.epoch, start=start, **who)
         else:
             taken = traces.take(self._db, ring.id, ring.epoch, claim_id=claim, alone=self._alone is None, **who)
         if taken is None or not self._reads(taken):
@@ -81,7 +89,8 @@ class AgentRuntime:
                 "a plan of another release; left to others", plan=held.plan_hash, trace_id=str(held.id), error=said
             )
             self._unread.add(held.plan_hash)
-            self.executor.parts.ring(rescue.give_back(self._db, traces.row_of(held), "released"))
+            if held.claiming is None:
+                self.executor.parts.ring(rescue.give_back(self._db, traces.row_of(held), "released"))
             return False
         return True
 

@@ -39,7 +39,7 @@ class AgentController:
             return ()
         claim = new_id()
         with runtime.note(ring.kind, ring.id, claim):
-            session = runtime.prepare_context(ring, claim)
+            session = runtime.prepare_context(ring, claim, at_once=True)
             if session is not None:
                 point("receive.after_claim")
                 outcome = runtime.run(session)

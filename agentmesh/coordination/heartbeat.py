@@ -20,6 +20,7 @@ from agentmesh.coordination import process
 from agentmesh.coordination.notes import Notes
 from agentmesh.coordination.stuck import Stuck
 from agentmesh.errors import MeshError
+from agentmesh.infrastructure.counts import COUNTS
 from agentmesh.infrastructure.database import Database, Server
 from agentmesh.infrastructure.faults import point
 from agentmesh.records import Ring, new_id
@@ -51,6 +52,7 @@ class Heart:
         self._offset_s: float | None = None
         self._last = 0.0
         self._holds = False
+        self._counted: dict[str, int] = {}
 
     def start(self) -> None:
         """Registers the worker, then beats until `stop`. Raises what the database raises when it does not answer."""
@@ -83,7 +85,9 @@ class Heart:
         """One beat. Never raises: a database that is away is not the end of a worker."""
         point("beat.before")
         try:
-            now_s, named = leases.beat(self._db, self._notes.worker_id, stuck=len(self._stuck or ()))
+            now_s, named = leases.beat(
+                self._db, self._notes.worker_id, stuck=len(self._stuck or ()), counts=self._counts()
+            )
             self._compare_clocks(now_s)
             self._heard()
             if named is None:
@@ -108,6 +112,11 @@ class Heart:
         leases.register(self._db, self._worker)
         self._notes.rename(self._worker.id)
         self._unnoted = set()
+        self._counted = COUNTS.totals()
+
+    def _counts(self) -> dict[str, int]:
+        """What this process has counted since it is known by its name."""
+        return {name: n - self._counted.get(name, 0) for name, n in COUNTS.totals().items()}
 
     def _compare_clocks(self, now_s: float) -> None:
         """Count the unbroken time anew after a jump of the database's clock: it made every beat look old."""

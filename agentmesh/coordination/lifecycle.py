@@ -28,9 +28,10 @@ class AgentLifecycle:
         """The agent takes new work; False: it did so already. Raises UnknownAgent."""
         return self._set(agent, by, paused=False)
 
-    def agents(self) -> list[Row]:
-        """Every announced agent, with its `state`."""
-        return [row | {"state": state_of(row)} for row in announced.agents(self._db, self._tenant)]
+    def agents(self, *, after: str = "", limit: int = 10_000) -> list[Row]:
+        """Announced agents by name, behind `after`, each with its `state`."""
+        rows = announced.agents(self._db, self._tenant, after=after, limit=limit)
+        return [row | {"state": state_of(row)} for row in rows]
 
     def instances(self, agent: str) -> list[Row]:
         """The workers that host the agent or did so within a day, newest first, each with its `state`."""

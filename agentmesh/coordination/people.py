@@ -50,19 +50,20 @@ class People:
         nodes = self._plan(self._tenant, plan_hash).nodes if plan_hash else ()
         return [one.payload_schema for one in nodes if isinstance(one, plans.Signal) and one.signal == name]
 
-    def asked(self, trace_id: UUID | None = None, *, limit: int = 200) -> list[Row]:
-        """What waits for a decision, oldest first: trace, node, what is asked of whom, until when, and its `digest`."""
-        rows = signals.asked(self._db, tenant=self._tenant, trace_id=trace_id, limit=limit)
+    def asked(self, trace_id: UUID | None = None, *, after: UUID | None = None, limit: int = 200) -> list[Row]:
+        """What waits for a decision, oldest first, behind step `after`: trace, node, what is asked of whom, until when, and
+        its `digest`."""
+        rows = signals.asked(self._db, tenant=self._tenant, trace_id=trace_id, after=after, limit=limit)
         return [row | {"digest": _digest(row)} for row in rows]
 
     def decide(
         self, trace_id: UUID, choice: str | None = None, *, refuse: bool = False, by: str, reason: str | None = None,
-        seen: str | None = None, four_eyes: bool = False,
+        seen: str | None = None,
     ) -> dict[str, str]:  # fmt: skip
         """The approval that the trace waits for is decided; `choice` None: the first option, or the last to `refuse`.
 
-        With the digest that was `seen`, what is asked must still be that; with `four_eyes`, whoever asked for the trace
-        may not decide. Raises UnknownTrace, AlreadyDecided, NotAsked for who may not decide, BadChoice.
+        With the digest that was `seen`, what is asked must still be that. Whoever asked for the trace decides nothing of
+        it. Raises UnknownTrace, AlreadyDecided, NotAsked for who may not decide, BadChoice.
         """
         open_ones = self.asked(trace_id)
         if not open_ones:
@@ -74,7 +75,7 @@ class People:
             raise NotAsked(
                 f"{step['node']} is not yours to decide", value=by, expected=f"one of {', '.join(asked['who'])}"
             )
-        if four_eyes and by in {step["from_id"], step["sent_by"]}:
+        if _person(by) in map(_person, step["asked_by"]):
             raise NotAsked(f"{step['node']} is decided by another than asked for the trace", value=by)
         if seen is not None and seen != step["digest"]:
             raise AlreadyDecided(f"{step['node']} asks for something else than was seen", value=seen,
@@ -87,6 +88,11 @@ class People:
         rings = signals.decide(self._db, tenant=self._tenant, step=step, choice=chosen, ok=ok, by=by, reason=reason)
         self._ring(rings)
         return {"node": step["node"], "choice": chosen, "by": by}
+
+
+def _person(name: str) -> str:
+    """A person, however a door writes them: `user:anna` of a token and of `agentmesh submit` is the account anna."""
+    return name.removeprefix("user:")
 
 
 def _digest(row: Row) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Collection, Iterable, Mapping
 
 from agentmesh.behavior.agents import AgentSpec
 from agentmesh.behavior.declared import Desk, Models
+from agentmesh.behavior.embedders import Embedders
 from agentmesh.behavior.strategies import SessionBuilder
 from agentmesh.coordination.timetable import Timetable
 from agentmesh.errors import BadAgentFile, UnknownAgent
@@ -18,7 +19,7 @@ from agentmesh.execution.tools import ToolRegistry
 from agentmesh.execution.views import HostedAgent
 from agentmesh.infrastructure.database import Database, Row
 from agentmesh.infrastructure.yamltext import YamlText
-from agentmesh.records import grants_cover
+from agentmesh.records import grants_cover, origin_of
 from agentmesh.state import announced
 
 
@@ -27,11 +28,11 @@ class AgentRegistry:
 
     def __init__(
         self, tools: ToolRegistry, chains: Mapping[str, YamlText] | None = None, *, desk: Desk | None = None,
-        models: Models | None = None,
+        models: Models | None = None, embedders: Embedders | None = None,
     ) -> None:  # fmt: skip
-        """`desk` and `models` are what reasoners that ask models are handed."""
+        """`desk` and `models` are what reasoners that ask models are handed, `embedders` what memory is searched by."""
         self._tools, self._chains = tools, chains or {}
-        self._desk, self._models = desk, models or Models()
+        self._desk, self._models, self._embedders = desk, models or Models(), embedders or Embedders()
         self._agents: dict[str, HostedAgent] = {}
 
     def register(self, spec: AgentSpec) -> HostedAgent:
@@ -44,6 +45,7 @@ class AgentRegistry:
             hint = f" · did you mean {near[0]}?" if near else ""
             raise BadAgentFile(f"agent {spec.agent} names an executor that does not exist", value=spec.executor,
                                expected=f"one of {', '.join(sorted(EXECUTORS))}{hint}")  # fmt: skip
+        spec = self._with_embedder(spec)
         reasoners = spec.make_reasoners(tool_registry=self._tools, desk=self._desk, models=self._models)
         reasoner = spec.make_reasoner(tool_registry=self._tools, desk=self._desk, models=self._models)
         _check_session(spec, reasoners)
@@ -51,6 +53,18 @@ class AgentRegistry:
         hosted = HostedAgent(spec, plan, reasoner, reasoners)
         self._agents[spec.agent] = hosted
         return hosted
+
+    def _with_embedder(self, spec: AgentSpec) -> AgentSpec:
+        """The same with the embedder it is to have, and all that is known of it."""
+        chosen = spec.memory.embedder
+        where = f"agent {spec.agent}: memory"
+        found = self._embedders.default if chosen is None else self._embedders.settled(chosen, where)
+        if found is None and spec.session.nearest is not None:
+            raise BadAgentFile(f"agent {spec.agent} wants what is nearest, and nothing makes vectors",
+                               value=spec.session.nearest, expected="memory: {embedder: …}, or [embeddings]")  # fmt: skip
+        if found == chosen:
+            return spec
+        return spec.model_copy(update={"memory": spec.memory.model_copy(update={"embedder": found})})
 
     def _plan(self, spec: AgentSpec, reasoners: Collection[str]) -> BehaviorPlan:
         known = Known(tools=spec.tools, reasoners=reasoners, chains=self._chains, signature=self._tools.signature)
@@ -83,8 +97,8 @@ class AgentRegistry:
         covered = {need for need in needs if grants_cover(spec.grants, need)}
         return tuple(sorted(covered | {grant for grant in spec.grants if not grant.endswith("*")}))
 
-    def announce(self, db: Database, tenants: Iterable[str] = ()) -> None:
-        """Afterwards producers find these agents, and routers these tools, in every tenant they serve."""
+    def announce(self, db: Database, tenants: Iterable[str] = (), *, by: str = "mesh") -> None:
+        """Afterwards producers find these agents, and routers these tools, in every tenant they serve; `by` says so."""
         everywhere = {tenant for one in self.all() for tenant in one.spec.tenants} | set(tenants)
         for hosted in self.all():
             spec = hosted.spec
@@ -98,14 +112,15 @@ class AgentRegistry:
                     "spec": {"description": spec.description, "tools": list(spec.tools), "executor": spec.executor,
                              "capabilities": list(spec.capabilities),
                              "limits": spec.limits.announced() if spec.limits else None,
-                             **({"memory": memory} if (memory := spec.memory.announced()) else {})},
-                })  # fmt: skip
+                             **({"memory": memory} if (memory := spec.memory.announced()) else {}),
+                             **({"webhook": origin_of(hook.url)} if (hook := spec.policy.webhook) else {})},
+                }, by=by)  # fmt: skip
         for tool in self._tools.list():
             for tenant in sorted(everywhere):
                 announced.announce_tool(db, {
                     "tenant_id": tenant, "id": tool.name, "version": tool.version, "queue": tool.queue,
                     "needs": list(tool.needs), "effect": tool.effect, "spec": tool.spec(),
-                })  # fmt: skip
+                }, by=by)  # fmt: skip
 
     def declare(self, timetable: Timetable) -> None:
         """Afterwards the schedules of these agents' files stand, and no others of theirs."""

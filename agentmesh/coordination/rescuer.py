@@ -23,7 +23,18 @@ from agentmesh.execution import errands
 from agentmesh.infrastructure.database import Database, Row
 from agentmesh.infrastructure.faults import point
 from agentmesh.records import Ring
-from agentmesh.state import audit, children, forgetting, leases, rescue, rings, signals, statistics, steering
+from agentmesh.state import (
+    audit,
+    children,
+    forgetting,
+    leases,
+    partitions,
+    rescue,
+    rings,
+    signals,
+    statistics,
+    steering,
+)
 from agentmesh.state.look import look
 
 log = structlog.get_logger("agentmesh.rescuer")
@@ -31,6 +42,7 @@ log = structlog.get_logger("agentmesh.rescuer")
 BATCH = 500
 OVERTAKEN_S = 2.0
 SELDOM = 10  # looks
+RARELY = 3600  # looks
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,12 +60,14 @@ class Pace:
 class Rescuer:
     """Looks once a `pace.rescue_s`, and acts while it leads. `also` is looked at by every one, leading or not."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - what wiring hands over
         self, db: Database, heart: Heart, notes: Notes, pace: Pace, *, ring: Callable[[Sequence[Ring]], None],
         depths: Callable[[Sequence[str]], dict[str, int]], also: Sequence[Callable[[], None]] = (),
+        again: Callable[[Sequence[Ring]], None] | None = None,
     ) -> None:  # fmt: skip
+        """`again` rings what was rung before; None: `ring` does."""
         self._db, self._heart, self._notes, self._pace = db, heart, notes, pace
-        self._ring, self._depths = ring, depths
+        self._ring, self._again, self._depths = ring, again or ring, depths
         self._scheduler, self._also = Scheduler(db, ring=ring), also
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._loop, name="rescuer", daemon=True)
@@ -85,18 +99,20 @@ class Rescuer:
             self._leads = found.leads
             if self._leads:
                 self._do(found.chores)
-                self._looks = (self._looks + 1) % SELDOM
-                if self._looks == 1:
+                self._looks = (self._looks + 1) % RARELY
+                if self._looks % SELDOM == 1:
                     self._give_up()
                     self._scheduler.forget()
                     self._forget()
                     statistics.refresh(self._db)
+                if self._looks == SELDOM + 1:
+                    partitions.make_ahead(self._db)
         except (psycopg.Error, MeshError) as exc:
             log.warning("rescue failed; trying again", error=str(exc).splitlines()[0])
         return self._leads
 
     def _loop(self) -> None:
-        pause = self._pace.rescue_s
+        pause = 0.0  # whoever was here before may have left work
         while not self._stop.wait(pause * random.uniform(0.9, 1.1)):  # noqa: S311 - spreads the leaders' looks
             try:
                 leads = self.tick()
@@ -200,11 +216,14 @@ class Rescuer:
 
     def _ring_again(self) -> None:
         due = rings.due(self._db, again_s=self._pace.again_s, cap_s=self._pace.again_cap_s, batch=BATCH)
-        wanted = [_ring(row) for row in due if row["new"]]
-        wanted += [_ring(row) for row in self._unheard([row for row in due if not row["new"]])]
-        if wanted:
-            rings.mark(self._db, wanted)
-            self._ring(wanted)
+        fresh = [_ring(row) for row in due if row["new"]]
+        lost = [_ring(row) for row in self._unheard([row for row in due if not row["new"]])]
+        if fresh or lost:
+            rings.mark(self._db, [*fresh, *lost])
+        if fresh:
+            self._ring(fresh)
+        if lost:
+            self._again(lost)
 
     def _unheard(self, old: list[Row]) -> list[Row]:
         """Rows whose doorbell seems lost: their queue holds fewer messages than rows wait for it, or they were

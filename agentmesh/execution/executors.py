@@ -17,7 +17,7 @@ from typing import Any, ClassVar
 from uuid import UUID
 
 import structlog
-from structlog.contextvars import bind_contextvars, bound_contextvars, unbind_contextvars
+from structlog.contextvars import bound_contextvars
 
 from agentmesh.behavior.reasoners import parse_action
 from agentmesh.behavior.session import Session
@@ -44,6 +44,7 @@ from agentmesh.execution.moving import Mover
 from agentmesh.execution.summaries import SHARE, shared, sum_up
 from agentmesh.execution.views import HostedAgent, Parts, Views, answered
 from agentmesh.infrastructure.faults import point
+from agentmesh.infrastructure.logging import about
 from agentmesh.records import Action, Failure, Json, Policy, Ring, Strategy, check_name, new_id
 from agentmesh.state import byhand, rewind, steering, traces
 from agentmesh.state.changes import DeadLetter, NewAttempt, NewTrace
@@ -92,12 +93,9 @@ class Executor:
             last = Position.of(taken, Policy())
             at = self._crashed(last, exc)
         with bound_contextvars(trace_id=str(taken.trace.id), agent=taken.trace.agent):
-            try:
-                while at is not None:
-                    bind_contextvars(step_id=str(at.step_id), attempt=at.attempt_n)
+            while at is not None:
+                with about(step_id=at.step_id, attempt=at.attempt_n):
                     last, at = at, self._step(at)
-            finally:
-                unbind_contextvars("step_id", "attempt")
         return last.outcome
 
     # --- by hand --------------------------------------------------------------------------------------------------
@@ -150,6 +148,8 @@ class Executor:
 
     def own_time_s(self, taken: Taken) -> float | None:
         """How long the step that was taken may run by its node's policy; None where that is what the trace's says."""
+        if taken.step["kind"] == "start":
+            return None
         try:
             base = Policy.model_validate_json(json.dumps(taken.trace.policy))
             policy = self._mover.policy(taken.trace, base, taken.step["node"])
@@ -157,7 +157,7 @@ class Executor:
             return None  # its run ends for that
         field = "callback_timeout_s" if taken.step["phase"] == "callback" else "reasoner_timeout_s"
         own: float = getattr(policy, field)
-        return None if own == getattr(base, field) or taken.step["kind"] == "start" else own
+        return None if own == getattr(base, field) else own
 
     def branches(self, held: Held) -> bool:
         """Whether steps of this trace may be open beside one another."""
@@ -233,12 +233,12 @@ class Executor:
         values = self._views.values(at)
         summed = sum_up(self.agent, values)
         if summed is None:
-            return self._views.session(at, values)
+            return self._views.shown(at, values)
         draft.notes(summed.notes, self.parts.redact)
         if summed.entry is not None:
             draft.remember([self._views.summary(at, summed.entry)])
             values["memory"] = {**values["memory"], SUMMARY: summed.entry}
-        return self._views.session(at, values | {"policy": shared(at.policy, 1 - SHARE)})
+        return self._views.shown(at, values | {"policy": shared(at.policy, 1 - SHARE)})
 
     def _asked(self, at: Position, view: Session) -> object:
         reasoner = self.agent.decides(self._mover.node(at))

@@ -14,7 +14,7 @@ from typing import TypeVar
 import psycopg
 
 from agentmesh.errors import BadJson, DatabaseUnreachable, MeshError, Permanent, PoolTimeout, Retry
-from agentmesh.infrastructure.logging import redact
+from agentmesh.infrastructure.logging import heard, redact
 from agentmesh.records import Failure
 
 T = TypeVar("T")
@@ -50,9 +50,10 @@ AWAY = (psycopg.OperationalError, psycopg.InterfaceError, DatabaseUnreachable, P
 
 
 def theirs(run: Callable[[], T]) -> T:
-    """What `run()`, code of the user's, returns. Raises Raised for all that it raises but OursAway."""
+    """What `run()`, code of the user's, returns; its log lines are kept. Raises Raised for all that it raises but OursAway."""
     try:
-        return run()
+        with heard():
+            return run()
     except OursAway:
         raise
     except (SystemExit, asyncio.CancelledError) as exc:  # it ends itself, never the worker it runs in

@@ -19,6 +19,7 @@ from agentmesh.execution.draft import Draft, LiveCall, Position
 from agentmesh.execution.failures import AWAY, Leaving, failure_of, theirs
 from agentmesh.execution.invoke import context, invoke
 from agentmesh.execution.slots import Fold, Lost, Outcome, Place, Won, fold
+from agentmesh.infrastructure.logging import Kept, about
 from agentmesh.records import Failure, Json, Ring, new_id
 from agentmesh.state.changes import CallChange
 from agentmesh.state.rescue import TIMEOUT
@@ -32,15 +33,18 @@ def run_round(running: Sequence[LiveCall], at: Position, parts: Parts) -> dict[U
 
     Afterwards nothing of the round starts any more. Raises what our own database raises, and Leaving.
     """
+    said = {one.call["id"]: Kept() for one in running}
     if len(running) == 1:
-        return {running[0].call["id"]: _run(running[0], at, parts)}
+        return {call_id: _run(running[0], at, parts, kept) for call_id, kept in said.items()}
     futures: dict[UUID, Future[Outcome]] = {}
     try:
         for one in running:
-            futures[one.call["id"]] = _submitted(one, at, parts)
+            futures[one.call["id"]] = _submitted(one, at, parts, said[one.call["id"]])
         began = parts.monotonic()
         return {
-            one.call["id"]: _awaited(futures[one.call["id"]], began + one.call["timeout_s"] - parts.monotonic(), parts)
+            one.call["id"]: _awaited(
+                futures[one.call["id"]], began + one.call["timeout_s"] - parts.monotonic(), parts, said[one.call["id"]]
+            )
             for one in running
         }
     finally:
@@ -48,25 +52,33 @@ def run_round(running: Sequence[LiveCall], at: Position, parts: Parts) -> dict[U
             future.cancel()
 
 
-def _submitted(live: LiveCall, at: Position, parts: Parts) -> Future[Outcome]:
+def _submitted(live: LiveCall, at: Position, parts: Parts, said: Kept) -> Future[Outcome]:
     try:
-        return parts.pool.submit(copy_context().run, _run, live, at, parts)
+        return parts.pool.submit(copy_context().run, _run, live, at, parts, said)
     except RuntimeError as exc:  # what a pool says once it is shut down, or the process has no thread left
         raise Leaving(str(exc)) from exc
 
 
-def _awaited(future: Future[Outcome], timeout_s: float, parts: Parts) -> Outcome:
+def _awaited(future: Future[Outcome], timeout_s: float, parts: Parts, said: Kept) -> Outcome:
     try:
         return future.result(timeout=max(0.0, timeout_s))
     except RoundTimeout:
         if not future.cancel():  # what still waits for a thread would start after its time-out was recorded
             parts.overrun(future)
-        return Lost(TIMEOUT)
+        return Lost(TIMEOUT, said.as_json())
     except CancelledError as exc:  # not by us: the pool was shut down
         raise Leaving("the pool was shut down before this call had started") from exc
 
 
-def _run(live: LiveCall, at: Position, parts: Parts) -> Outcome:
+def _run(live: LiveCall, at: Position, parts: Parts, said: Kept) -> Outcome:
+    """What became of the call; what was logged on the way is in `said`, too."""
+    call = live.call
+    with about(said, step_id=call["step_id"], call_id=call["id"], attempt=call["n"], tool=call["tool"]):
+        outcome = _ran(live, at, parts)
+    return replace(outcome, log=said.as_json())
+
+
+def _ran(live: LiveCall, at: Position, parts: Parts) -> Outcome:
     call = live.call
     held = at.held
     row = call | {
@@ -115,7 +127,7 @@ def abandon(at: Position, failure: Failure, draft: Draft) -> None:
     for one in at.calls:
         if one.call["status"] in {"held", "ready", "running"}:
             draft.calls.append(CallChange(one.call["id"], one.call["epoch"], "cancelled"))
-            draft.ends(one.attempt_id, "failed", failure.as_json())
+            draft.ran(one, "failed", failure.as_json())
 
 
 def start_next(at: Position, calls: list[LiveCall], folded: Fold, draft: Draft, *, keep: bool) -> list[Ring]:
@@ -128,7 +140,6 @@ def start_next(at: Position, calls: list[LiveCall], folded: Fold, draft: Draft, 
         draft.calls.append(CallChange(call["id"], call["epoch"], "running" if keep else "ready"))
         if keep:
             calls[place] = LiveCall(call | {"status": "running", "n": call["n"] + 1}, new_id())
-            draft.new_attempts.append(calls[place].attempt())
         else:
             rings.append(
                 Ring("call", call["id"], call["epoch"] + 1, call["queue"], call["task"], at.held.id, call["priority"])
@@ -172,11 +183,11 @@ def _note(one: LiveCall, outcome: Outcome, draft: Draft) -> None:
     about: dict[str, Json] = {"tool": one.call["tool"], "label": one.call["label"], "attempts": one.call["n"]}
     match outcome:
         case Won():
-            draft.ends(one.attempt_id, "won")
+            draft.ran(one, "won", log=outcome.log)
             draft.event("TOOL_EXEC", call_id=one.call["id"], **about)
         case Lost(failure=failure):
             late = failure is TIMEOUT
-            draft.ends(one.attempt_id, "timeout" if late else "failed", failure.as_json())
+            draft.ran(one, "timeout" if late else "failed", failure.as_json(), log=outcome.log)
             name = "TOOL_TIMEOUT" if late else "TOOL_FAIL"
             draft.event(name, call_id=one.call["id"], error=failure.as_json(), **about)
 

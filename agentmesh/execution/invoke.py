@@ -15,7 +15,6 @@ from structlog.contextvars import bound_contextvars
 from agentmesh.errors import BadResult
 from agentmesh.execution.tools import Tool, ToolContext
 from agentmesh.infrastructure.faults import point
-from agentmesh.infrastructure.logging import heard
 from agentmesh.records import Json, Later
 
 log = structlog.get_logger("agentmesh.tool")
@@ -43,7 +42,7 @@ def invoke(tool: Tool, args: Mapping[str, Json], ctx: ToolContext, *, waits: boo
     """
     checked = tool.check(args)
     point("call.before_effect")
-    with bound_contextvars(**_where(ctx)), heard():  # also on a thread of its own, where nobody has said it yet
+    with bound_contextvars(**_where(ctx)):
         if isinstance(checked, dict):
             value = _one(tool, ctx, checked)
             value = value if waits and isinstance(value, Later) else _said(tool, value)

@@ -17,6 +17,7 @@ import psycopg
 import structlog
 
 from agentmesh.errors import MeshError
+from agentmesh.infrastructure.counts import COUNTS, REFUSALS
 from agentmesh.infrastructure.database import Database, Row, jsonb
 from agentmesh.records import Json, named
 
@@ -124,6 +125,7 @@ class Refusals:
 
     def __call__(self, reason: str, about: dict[str, Any]) -> None:
         log.warning("refused", reason=reason, **about)
+        COUNTS.add(f"refused.{reason if reason in REFUSALS else 'other'}")
         now = self._monotonic()
         with self._lock:
             self._open[reason] = self._open.get(reason, 0) + 1

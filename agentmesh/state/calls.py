@@ -14,6 +14,7 @@ from uuid import UUID
 
 import psycopg
 
+from agentmesh.infrastructure.counts import COUNTS, transition
 from agentmesh.infrastructure.database import Database, Row, Tx, jsonb
 from agentmesh.records import Failure, Json, Ring, new_id
 from agentmesh.state.traces import Holder
@@ -164,6 +165,7 @@ class Settled:
     rings: tuple[Ring, ...]
 
 
+@transition("call_claim")
 def claim(  # noqa: PLR0913 - all that guards it
     db: Database, call_id: UUID, epoch: int, *, task: str, holder: Holder, attempt_id: UUID, alone: bool = True,
     tools: Sequence[str] | None = None,
@@ -238,6 +240,7 @@ def _up(priority: int) -> int:
 
 def mark_stale(db: Database, claimed: Claimed) -> None:
     """Note that this attempt's answer came too late; what ended it before keeps its time."""
+    COUNTS.add("fenced")
     db.once(STALE, {"attempt": claimed.attempt_id, "tenant": claimed.row["tenant_id"]})
 
 
@@ -261,6 +264,7 @@ class TaskManager:
         """Whether the call is free but was lost with a worker before."""
         return bool(self._db.once(SUSPECT, {"row": ring.id, "epoch": ring.epoch}))
 
+    @transition("call_end")
     def record(
         self, claimed: Claimed, outcome: Outcome, *, result: Json = None, failure: Failure | None = None
     ) -> Settled | None:

@@ -6,7 +6,10 @@ by us beforehand, so that a commit whose answer was lost can be repeated under t
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cache
+from operator import attrgetter
 from typing import Any, Literal
 from uuid import UUID
 
@@ -117,29 +120,31 @@ class CallChange:
 
 @dataclass(frozen=True, slots=True)
 class NewAttempt:
-    """One start, recorded by the commit before it."""
+    """One start, recorded by the commit before it. That an inline call has started its own row says."""
 
     id: UUID
     step_id: UUID
-    kind: Literal["tool", "reason", "callback"]
+    kind: Literal["reason", "callback"]
     n: int
     epoch: int
-    call_id: UUID | None = None
-    idem_key: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class AttemptEnd:
+    """How an attempt ended; that of an inline call, which is written now, from the row of this call."""
+
     id: UUID
     outcome: Literal["won", "failed", "timeout", "lost", "released", "stale"]
     error: Json = None
+    log: Json = None
+    call_id: UUID | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class MemoryWrite:
     """One new version of an entry. Short-term entries belong to the trace, long-term ones to its context.
 
-    `keep_s` is how long it is kept at least; None: for ever.
+    `keep_s` is how long it is kept at least; None: for ever. `models` are those that it is owed a vector of.
     """
 
     type: Literal["short_term", "long_term"]
@@ -151,6 +156,7 @@ class MemoryWrite:
     deleted: bool = False
     reason: str | None = None
     keep_s: float | None = None
+    models: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -237,10 +243,19 @@ class Change:
     closes: bool = False
 
 
-def plain(value: Any) -> dict[str, Json]:
-    """A part as a JSON object: ids become text. (`asdict` would copy every payload, too.)"""
-    return {
-        name: str(one) if isinstance(one, UUID) else list(one) if isinstance(one, tuple) else one
-        for name in value.__dataclass_fields__
-        for one in (getattr(value, name),)
-    }
+def plain(value: Any) -> dict[str, Any]:
+    """A part by the names of its fields. (`asdict` would copy every payload, too.)"""
+    names, values = _fields(value.__class__)
+    return dict(zip(names, values(value), strict=True))
+
+
+def given(value: Any) -> dict[str, Any]:
+    """`plain` without what is None: a record that is read from JSON has NULL there anyway."""
+    names, values = _fields(value.__class__)
+    return {name: one for name, one in zip(names, values(value), strict=True) if one is not None}
+
+
+@cache
+def _fields(kind: Any) -> tuple[tuple[str, ...], Callable[[Any], tuple[Any, ...]]]:
+    names = tuple(kind.__dataclass_fields__)
+    return names, attrgetter(*names)

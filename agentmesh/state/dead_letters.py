@@ -20,6 +20,7 @@ SELECT d.id, d.trace_id, d.step_id, d.call_id, d.code, d.fingerprint, d.evidence
   LEFT JOIN mesh.calls c ON c.id = d.call_id AND c.tenant_id = d.tenant_id
  WHERE d.tenant_id = %(tenant)s AND d.settled_at IS NULL
   AND (%(letter)s::uuid IS NULL OR d.id = %(letter)s) AND (%(fingerprint)s::text IS NULL OR d.fingerprint = %(fingerprint)s)
+  AND (%(after)s::uuid IS NULL OR d.id > %(after)s)
  ORDER BY d.id LIMIT %(limit)s
 """
 
@@ -29,14 +30,18 @@ SELECT fingerprint, code, count(*)::int AS letters, min(at) AS first, max(at) AS
 """
 
 
-def letters(db: Database, tenant: str, *, fingerprint: str | None = None, limit: int = 10_000) -> list[Row]:
-    """Open letters with their traces, oldest first; of one cause where a fingerprint is given."""
-    return db.once(LETTERS, {"tenant": tenant, "letter": None, "fingerprint": fingerprint, "limit": limit})
+def letters(
+    db: Database, tenant: str, *, fingerprint: str | None = None, after: UUID | None = None, limit: int = 10_000
+) -> list[Row]:
+    """Open letters with their traces, oldest first, behind `after`; of one cause where a fingerprint is given."""
+    at = {"tenant": tenant, "letter": None, "fingerprint": fingerprint, "after": after, "limit": limit}
+    return db.once(LETTERS, at)
 
 
 def letter(db: Database, tenant: str, letter_id: UUID) -> Row:
     """One open letter. Raises UnknownLetter."""
-    rows = db.once(LETTERS, {"tenant": tenant, "letter": letter_id, "fingerprint": None, "limit": 1})
+    at = {"tenant": tenant, "letter": letter_id, "fingerprint": None, "after": None, "limit": 1}
+    rows = db.once(LETTERS, at)
     if not rows:
         raise UnknownLetter("no open dead letter has this id", value=str(letter_id))
     return rows[0]

@@ -10,8 +10,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 from uuid import UUID
 
+from agentmesh.infrastructure.counts import COUNTS
 from agentmesh.infrastructure.database import Database, Row, jsonb
 from agentmesh.records import Failure, Json, new_id
+from agentmesh.state.audit import said
 from agentmesh.state.changes import Change
 
 INSERT_DELIVERIES = """d AS (INSERT INTO mesh.deliveries (id, tenant_id, trace_id, step_id, target, body, wake_at)
@@ -85,6 +87,7 @@ SELECT id, trace_id, target, body->>'type' AS type, status, tries, created_at, w
 AGAIN = """
 UPDATE mesh.deliveries SET status = 'ready', wake_at = mesh.mesh_now() WHERE tenant_id = %(tenant)s AND status = 'failed'
   AND (%(id)s::uuid IS NULL OR id = %(id)s)
+RETURNING mesh.audit_note(tenant_id, 'WEBHOOK_RETRY', %(said)s::jsonb || jsonb_build_object('trace_id', trace_id, 'delivery', id))
 """
 
 
@@ -107,7 +110,10 @@ def settle(
     values = {"id": row["id"], "tenant": row["tenant_id"], "tries": row["tries"], "status": status, "after_s": after_s,
               "error": jsonb(failure.as_json()) if failure else None}  # fmt: skip
     with db.checkout() as tx:
-        return tx.count(SETTLE, values) == 1
+        won = tx.count(SETTLE, values) == 1
+    if won:
+        COUNTS.add(f"deliveries.{'retried' if status == 'ready' else status}")
+    return won
 
 
 def give_up(db: Database, tenant: str, target: str, *, age_s: float) -> None:
@@ -120,7 +126,7 @@ def listed(db: Database, tenant: str, *, status: str | None = None, limit: int =
     return db.read(LISTED, {"tenant": tenant, "status": status, "limit": limit})
 
 
-def again(db: Database, tenant: str, delivery_id: UUID | None = None) -> int:
+def again(db: Database, tenant: str, delivery_id: UUID | None = None, *, by: str) -> int:
     """How many failed deliveries are due again now, under their old ids: this one, or all (None)."""
     with db.checkout() as tx:
-        return tx.count(AGAIN, {"tenant": tenant, "id": delivery_id})
+        return tx.count(AGAIN, {"tenant": tenant, "id": delivery_id, "said": said(by)})

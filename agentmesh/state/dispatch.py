@@ -17,8 +17,9 @@ import psycopg
 import sqlalchemy as sa
 
 from agentmesh.errors import DatabaseUnreachable, KeyConflict, KeyContended, OutcomeUnknown, TraceTaken
+from agentmesh.infrastructure.counts import transition
 from agentmesh.infrastructure.database import Database, Row, Tx, jsonb, retry_transient
-from agentmesh.records import Json, named
+from agentmesh.records import Json, named, origin_of
 from agentmesh.state.changes import NewTrace, plain
 
 FIELDS = """x(id uuid, envelope_id uuid, tenant_id text, context_id text, agent text, intent text, from_id text,
@@ -86,7 +87,16 @@ SELECT i.trace_id, i.digest, v.id AS envelope_id FROM mesh.idempotency i
 TOUCH = "UPDATE mesh.envelopes SET kid = kid WHERE trace_id = ANY(%(ids)s) AND tenant_id = %(tenant)s"
 
 AGENT = """
-SELECT id, queue, intents, accepts, version, spec->'limits' AS limits FROM mesh.agents WHERE tenant_id = %(tenant)s ORDER BY id
+SELECT id, queue, intents, accepts, version, spec->'limits' AS limits, w.waiting FROM mesh.agents,
+ (SELECT count(*)::int AS waiting FROM (
+   SELECT 1 FROM mesh.traces WHERE status = 'queued' AND tenant_id = %(tenant)s LIMIT %(most)s) q) w
+ WHERE tenant_id = %(tenant)s ORDER BY id
+"""
+
+HOPS = """
+WITH RECURSIVE h AS (SELECT parent_id, agent, depth FROM mesh.traces WHERE id = %(trace)s AND tenant_id = %(tenant)s
+ UNION ALL SELECT t.parent_id, t.agent, t.depth FROM h JOIN mesh.traces t ON t.id = h.parent_id AND t.tenant_id = %(tenant)s)
+SELECT agent FROM h ORDER BY depth
 """
 
 BATCH = 500
@@ -120,7 +130,8 @@ def rows_of(traces: Sequence[NewTrace]) -> list[dict[str, Json]]:
         | {"body": {"intent": one.intent, "from": one.from_id, "to": one.agent, "permissions": list(one.permissions),
                     "key": one.kid}
            | (named(one.by) if one.by else {})
-           | ({"lane": one.lane} if one.lane else {})}
+           | ({"lane": one.lane} if one.lane else {})
+           | ({"webhook": origin_of(one.policy["webhook"]["url"])} if (one.policy or {}).get("webhook") else {})}
         for one in traces
     ]  # fmt: skip
 
@@ -159,6 +170,7 @@ def insert(run: Runs, traces: Sequence[NewTrace]) -> list[UUID]:
     return ids
 
 
+@transition("dispatch")
 def accept(db: Database, traces: Sequence[NewTrace]) -> list[UUID]:
     """Accept in a transaction of our own; durable when it returns. See `insert` for the ids and errors.
 
@@ -208,6 +220,7 @@ def _landed(tx: Tx, traces: Sequence[NewTrace]) -> list[UUID] | None:
     return ids if tx.count(TOUCH, at) == len(at["ids"]) else None
 
 
+@transition("dispatch")
 def accept_first(db: Database, trace: NewTrace) -> tuple[UUID, bool]:
     """Accept one intent, which may have come before: the id it is known by, and whether this made it.
 
@@ -254,9 +267,15 @@ def accept_within(connection: sa.Connection, traces: Sequence[NewTrace]) -> list
     return ids
 
 
-def agents(db: Database, tenant_id: str) -> dict[str, Row]:
-    """Every announced agent of the tenant by name: queue, intents (None: any), accepts, version."""
-    return {row["id"]: row for row in db.read(AGENT, {"tenant": tenant_id})}
+def agents(db: Database, tenant_id: str, *, most: int = 0) -> dict[str, Row]:
+    """Every announced agent of the tenant by name: queue, intents (None: any), accepts, version; and how many of the
+    tenant's traces wait to begin, counted up to `most`."""
+    return {row["id"]: row for row in db.read(AGENT, {"tenant": tenant_id, "most": most})}
+
+
+def hops(db: Database, tenant: str, trace_id: UUID) -> list[str]:
+    """The agents from the root of a tree down to this trace."""
+    return [row["agent"] for row in db.read(HOPS, {"tenant": tenant, "trace": trace_id})]
 
 
 def stands(db: Database, trace_id: UUID) -> bool:

@@ -2,6 +2,9 @@
 
 Everything hangs on the guarded UPDATE of the trace row (`t`); where that loses, no part writes anything. A part that a
 change does not have is left out: planning and starting an empty one costs a tenth of a millisecond.
+
+The first change of a trace that begins with a chain also claims it: what its start comes to follows from the row, so
+nothing runs before that commit.
 """
 
 from __future__ import annotations
@@ -12,23 +15,50 @@ from agentmesh.state.deliveries import INSERT_DELIVERIES
 from agentmesh.state.dispatch import INSERT_CHILDREN
 from agentmesh.state.memory import INSERT_SHORT_TERM
 
-TRACE = """
-WITH t AS (
-  UPDATE mesh.traces SET seq = seq + %(n_events)s, steps = steps + %(n_steps)s, commit_id = %(commit)s,
-    status = coalesce(%(end_status)s, CASE WHEN %(waits_for)s::text IS NOT NULL THEN 'waiting' END, status),
-    waits_for = %(waits_for)s, state = coalesce(%(state)s::jsonb, state), result = coalesce(%(result)s::jsonb, result),
-    error = coalesce(%(error)s::jsonb, error),
+FREE = """id = %(trace)s AND epoch = %(epoch)s AND status = 'queued' AND worker_id IS NULL AND paused_at IS NULL
+     AND agent = %(agent)s AND (wake_at IS NULL OR wake_at <= mesh.mesh_asof())
+     AND coalesce(plan_hash, '') <> ALL(%(unread)s::text[])
+     AND NOT EXISTS (SELECT 1 FROM mesh.agents g WHERE g.tenant_id = traces.tenant_id AND g.id = traces.agent
+       AND g.paused_at IS NOT NULL)
+     AND (root_id = id OR NOT EXISTS (SELECT 1 FROM mesh.traces r WHERE r.id = traces.root_id AND r.cancel_owed))"""
+"""Of a trace: it may be begun here."""
+
+CHANGED = """commit_id = %(commit)s, waits_for = %(waits_for)s, state = coalesce(%(state)s::jsonb, state),
+    result = coalesce(%(result)s::jsonb, result), error = coalesce(%(error)s::jsonb, error),
     ended_at = CASE WHEN %(end_status)s::text IS NOT NULL THEN mesh.mesh_now() END,
+    parent_owed = %(end_status)s::text IS NOT NULL AND parent_call_id IS NOT NULL"""
+
+RETURNED = """RETURNING id, tenant_id, context_id, root_id, depth, agent, queue, priority, seq - %(n_events)s AS base, epoch,
+    worker_id, child, paused_at, state"""
+
+TRACE = f"""
+WITH t AS (
+  UPDATE mesh.traces SET {CHANGED}, seq = seq + %(n_events)s, steps = steps + %(n_steps)s,
+    status = coalesce(%(end_status)s, CASE WHEN %(waits_for)s::text IS NOT NULL THEN 'waiting' END, status),
     paused_at = CASE WHEN %(end_status)s::text IS NULL THEN paused_at END,
-    parent_owed = %(end_status)s::text IS NOT NULL AND parent_call_id IS NOT NULL,
     worker_id = CASE WHEN %(keep)s AND paused_at IS NULL THEN worker_id END,
     child = CASE WHEN %(keep)s AND paused_at IS NULL THEN child END,
     claim_id = CASE WHEN %(keep)s AND paused_at IS NULL THEN claim_id END,
     epoch = epoch + CASE WHEN %(keep)s AND paused_at IS NULL THEN 0 ELSE 1 END
    WHERE id = %(trace)s AND tenant_id = %(tenant)s AND worker_id = %(worker)s AND epoch = %(epoch)s
      AND status = 'running' AND commit_id IS DISTINCT FROM %(commit)s
-  RETURNING id, tenant_id, context_id, root_id, depth, agent, queue, priority, seq - %(n_events)s AS base, epoch, worker_id,
-    child, paused_at, state)"""
+  {RETURNED})"""
+
+BEGUN = f"""
+WITH t AS (
+  UPDATE mesh.traces SET {CHANGED}, seq = seq + %(n_events)s, steps = 1 + %(n_steps)s, plan_hash = %(plan)s,
+    agent_version = %(version)s, policy = %(policy)s::jsonb, started_at = mesh.mesh_now(), wake_at = NULL,
+    status = coalesce(%(end_status)s, CASE WHEN %(waits_for)s::text IS NOT NULL THEN 'waiting' END, 'running'),
+    worker_id = CASE WHEN %(keep)s THEN %(worker)s::uuid END, child = CASE WHEN %(keep)s THEN %(child)s::int END,
+    claim_id = CASE WHEN %(keep)s THEN %(claim)s::uuid END, epoch = epoch + CASE WHEN %(keep)s THEN 0 ELSE 1 END
+   WHERE {FREE}
+  {RETURNED}),
+ cx AS (INSERT INTO mesh.contexts (tenant_id, id) SELECT tenant_id, context_id FROM t ON CONFLICT DO NOTHING),
+ bs AS (INSERT INTO mesh.steps (id, tenant_id, trace_id, ordinal, node, kind, status, queue, agent, priority, error,
+    started_at, ended_at, mem_seq)
+   SELECT %(step)s, tenant_id, id, 1, 'start', 'start', %(step_status)s, queue, agent, priority, %(step_error)s::jsonb,
+     mesh.mesh_now(), mesh.mesh_now(),
+     coalesce((SELECT c.mem_seq FROM mesh.contexts c WHERE c.tenant_id = t.tenant_id AND c.id = t.context_id), 0) FROM t)"""
 
 # The step's id stands there for the planner: with ids that come out of JSON alone, a plan made while the table was small
 # reads all of it for ever after, and with the trace's all steps of a long trace.
@@ -99,14 +129,21 @@ PARTS = {
      slot_mode text, tool text, label text, args jsonb, needs text[], effect text, inline boolean, status text,
      queue text, task text, priority smallint, idem_key text, timeout_s float8, max_attempts int, max_losses int,
      backoff_s float8, backoff_cap_s float8, limited boolean, kind text, child_trace_id uuid, compensate text))""",
-    "attempts": """a AS (UPDATE mesh.attempts at SET ended_at = mesh.mesh_now(), outcome = x.outcome, error = x.error
-   FROM t, jsonb_to_recordset(%(attempts)s::jsonb) AS x(id uuid, outcome text, error jsonb)
+    "attempts": """a AS (UPDATE mesh.attempts at SET ended_at = mesh.mesh_now(), outcome = x.outcome, error = x.error,
+     log = x.log
+   FROM t, jsonb_to_recordset(%(attempts)s::jsonb) AS x(id uuid, outcome text, error jsonb, log jsonb)
    WHERE at.id = x.id AND at.step_id = %(step)s AND at.tenant_id = t.tenant_id AND at.outcome IS NULL)""",
-    "new_attempts": """na AS (INSERT INTO mesh.attempts (id, tenant_id, trace_id, step_id, call_id, kind, n, epoch,
-     worker_id, child, idem_key)
-   SELECT x.id, t.tenant_id, t.id, x.step_id, x.call_id, x.kind, x.n, x.epoch, t.worker_id, t.child, x.idem_key
-   FROM t, jsonb_to_recordset(%(new_attempts)s::jsonb) AS x(id uuid, step_id uuid, kind text, n int, epoch int,
-     call_id uuid, idem_key text) WHERE t.worker_id IS NOT NULL)""",
+    "new_attempts": """na AS (INSERT INTO mesh.attempts (id, tenant_id, trace_id, step_id, kind, n, epoch, worker_id, child)
+   SELECT x.id, t.tenant_id, t.id, x.step_id, x.kind, x.n, x.epoch, t.worker_id, t.child
+   FROM t, jsonb_to_recordset(%(new_attempts)s::jsonb) AS x(id uuid, step_id uuid, kind text, n int, epoch int)
+   WHERE t.worker_id IS NOT NULL)""",
+    "ran": """ra AS (INSERT INTO mesh.attempts (id, tenant_id, trace_id, step_id, call_id, kind, n, epoch, worker_id, child,
+     idem_key, started_at, ended_at, outcome, error, log)
+   SELECT x.id, t.tenant_id, t.id, cl.step_id, cl.id, 'tool', cl.n, cl.epoch, cl.worker_id, cl.child, cl.idem_key,
+     cl.deadline - make_interval(secs => cl.timeout_s), mesh.mesh_now(), x.outcome, x.error, x.log
+   FROM t, jsonb_to_recordset(%(ran)s::jsonb) AS x(id uuid, call_id uuid, outcome text, error jsonb, log jsonb)
+     JOIN mesh.calls cl ON cl.id = x.call_id
+   WHERE cl.step_id = %(step)s AND cl.tenant_id = t.tenant_id AND cl.status = 'running')""",
     "events": """e AS (INSERT INTO mesh.events (trace_id, seq, tenant_id, name, step_id, call_id, body)
    SELECT t.id, t.base + x.n, t.tenant_id, x.name, x.step_id, x.call_id, coalesce(x.body, '{}')
    FROM t, jsonb_to_recordset(%(events)s::jsonb) AS x(n int, name text, step_id uuid, call_id uuid, body jsonb))""",
@@ -124,8 +161,7 @@ PARTS = {
 
 
 @lru_cache(maxsize=64)
-def statement(parts: tuple[str, ...]) -> str:
+def statement(parts: tuple[str, ...], *, begins: bool = False) -> str:
     """The statement for a change that has these parts; it returns kept and epoch where it won."""
-    return (
-        ",\n".join([TRACE, *(PARTS[part] for part in parts)]) + "\nSELECT worker_id IS NOT NULL AS kept, epoch FROM t"
-    )
+    head = BEGUN if begins else TRACE
+    return ",\n".join([head, *(PARTS[part] for part in parts)]) + "\nSELECT worker_id IS NOT NULL AS kept, epoch FROM t"

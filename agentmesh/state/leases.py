@@ -6,11 +6,13 @@ to nobody and is given back by state/rescue. Time is the database's.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 from uuid import UUID
 
-from agentmesh.infrastructure.database import Database, Row
+from agentmesh.infrastructure.counts import transition
+from agentmesh.infrastructure.database import Database, Row, jsonb
 
 REGISTER = """
 INSERT INTO mesh.workers (id, name, host, boot_id, pid_ns, pid, pid_started, state, queues, agents, tools, version, lease_s)
@@ -21,7 +23,7 @@ VALUES (%(id)s, %(name)s, %(host)s, %(boot_id)s, %(pid_ns)s, %(pid)s, %(pid_star
 # The beat and what names us in one statement; the caller reads its own notes afterwards. A call without a claim of its
 # own runs inside a held trace and goes with it.
 BEAT = """
-WITH b AS (UPDATE mesh.workers SET beat_at = mesh.mesh_now(), stuck = %(stuck)s
+WITH b AS (UPDATE mesh.workers SET beat_at = mesh.mesh_now(), stuck = %(stuck)s, counts = %(counts)s::jsonb
    WHERE id = %(id)s AND state = 'alive' RETURNING id)
 SELECT kind, id, claim_id, epoch, child, tenant_id, extract(epoch FROM mesh.mesh_asof())::float8 AS now_s FROM (
  SELECT 'alive' AS kind, id, NULL::uuid AS claim_id, NULL::int AS epoch, NULL::int AS child, NULL::text AS tenant_id FROM b
@@ -98,9 +100,10 @@ def register(db: Database, worker: Worker) -> None:
     db.once(REGISTER, {k: list(v) if isinstance(v, tuple) else v for k, v in row.items()})
 
 
-def beat(db: Database, worker_id: UUID, *, stuck: int = 0) -> Beaten:
-    """This worker has beaten. `stuck`: so many of its threads run what is nobody's any more."""
-    rows = db.once(BEAT, {"id": worker_id, "stuck": stuck})
+@transition("beat")
+def beat(db: Database, worker_id: UUID, *, stuck: int = 0, counts: Mapping[str, int] | None = None) -> Beaten:
+    """This worker has beaten. `stuck`: so many of its threads run what is nobody's any more; `counts`: what it has counted."""
+    rows = db.once(BEAT, {"id": worker_id, "stuck": stuck, "counts": jsonb(counts or {})})
     now_s = {row.pop("now_s") for row in rows}.pop()
     named = [Named(**row) for row in rows if row["kind"] in {"trace", "call"}]
     return Beaten(now_s, named if any(row["kind"] == "alive" for row in rows) else None)

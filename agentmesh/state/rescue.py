@@ -15,6 +15,7 @@ from agentmesh.infrastructure.database import Database, Row, Tx, jsonb
 from agentmesh.records import Failure, Json, Policy, Ring, new_id
 from agentmesh.state import calls
 from agentmesh.state.calls import Settled
+from agentmesh.state.closing import note_running
 from agentmesh.state.deliveries import END_COLUMNS, INSERT_END
 from agentmesh.state.traces import Holder
 
@@ -166,6 +167,7 @@ def let_go(tx: Tx, row: Row, outcome: Literal["lost", "released", "timeout"]) ->
     if outcome == "timeout" and tx.one(STILL_OVERDUE, at) is None:
         raise psycopg.Rollback
     inline = tx.all(LOCK_INLINE, at)
+    note_running(tx, row["tenant_id"], [one["id"] for one in inline])
     error = {"lost": LOST, "timeout": TIMEOUT}.get(outcome)
     shown = jsonb(error.as_json()) if error else None
     steps = tx.all(REOPEN_STEPS, at | {"outcome": outcome, "error": shown})

@@ -1,7 +1,7 @@
 """Rewards: how well a decision turned out, told afterwards and bound to the step that decided.
 
 Facts beside the trace: they are inserted, never changed, and alter nothing of it. A learner reads them with what the
-decision could have chosen (observation/decisions).
+decision could have chosen (observation/decisions); who told them is audited.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from uuid import UUID, uuid5
 from agentmesh.errors import Mistake, NoDecision
 from agentmesh.infrastructure.database import Database, jsonb
 from agentmesh.records import Json, new_id
+from agentmesh.state.audit import said
 
 # The decision that led to a step is the newest one up to it.
 REWARD = """
@@ -21,7 +22,8 @@ WITH d AS (SELECT tenant_id, trace_id, id, ordinal FROM mesh.steps
      AND status <> 'superseded' AND ordinal <= coalesce(%(step)s::int, ordinal)
    ORDER BY ordinal DESC LIMIT 1),
  r AS (INSERT INTO mesh.rewards (id, tenant_id, trace_id, step_id, reward, body)
-   SELECT %(id)s, tenant_id, trace_id, id, %(reward)s, %(body)s::jsonb FROM d ON CONFLICT (id) DO NOTHING RETURNING id)
+   SELECT %(id)s, tenant_id, trace_id, id, %(reward)s, %(body)s::jsonb FROM d ON CONFLICT (id) DO NOTHING
+   RETURNING mesh.audit_note(tenant_id, 'REWARD', %(said)s::jsonb || jsonb_build_object('step_id', step_id)))
 SELECT d.id, d.ordinal, EXISTS (SELECT 1 FROM r) AS new FROM d
 """
 
@@ -46,9 +48,10 @@ def reward(
     """
     if not math.isfinite(reward):
         raise Mistake("a reward is no finite number", value=reward, expected="such as 1, 0.5 or -1")
+    told = said(about.get("by") or "api", trace_id=str(trace_id), reward=float(reward))
     rows = db.once(REWARD, {
         "id": new_id() if key is None else uuid5(trace_id, key), "tenant": tenant_id, "trace": trace_id, "step": step,
-        "reward": float(reward), "body": jsonb(about),
+        "reward": float(reward), "body": jsonb(about), "said": told,
     })  # fmt: skip
     if not rows:
         raise NoDecision("nothing was decided there", value=f"{trace_id} step {step or 'any'}")

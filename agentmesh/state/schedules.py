@@ -45,7 +45,8 @@ UPDATE mesh.schedules SET next_at = %(next_at)s, error = %(error)s::jsonb, fired
 """
 
 LIST = f"""
-SELECT {COLUMNS}, next_at, fired_at, fired, error FROM mesh.schedules WHERE tenant_id = %(tenant)s ORDER BY id
+SELECT {COLUMNS}, next_at, fired_at, fired, error FROM mesh.schedules WHERE tenant_id = %(tenant)s AND id > %(after)s
+ ORDER BY id LIMIT %(limit)s
 """
 
 
@@ -69,8 +70,9 @@ def remove(db: Database, tenant: str, name: str, *, by: str) -> bool:
     return bool(db.once(sql + noting, {"tenant": tenant, "id": name, "said": said(by, schedule=name)}))
 
 
-def listed(db: Database, tenant: str) -> list[Row]:
-    return db.read(LIST, {"tenant": tenant})
+def listed(db: Database, tenant: str, *, after: str = "", limit: int = 10_000) -> list[Row]:
+    """Schedules by name, behind `after`."""
+    return db.read(LIST, {"tenant": tenant, "after": after, "limit": limit})
 
 
 def due(db: Database, *, batch: int) -> list[Row]:

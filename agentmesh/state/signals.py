@@ -48,11 +48,13 @@ SELECT coalesce(t.plan_hash, g.plan_hash) AS plan_hash, s.id IS NOT NULL AS wait
 
 ASKED = """
 SELECT s.id AS step_id, s.trace_id, s.node, s.action AS asked, s.created_at, s.wake_at, t.agent, t.intent, t.context_id,
-  t.from_id, (SELECT e.body->>'by' FROM mesh.events e WHERE e.trace_id = t.id AND e.tenant_id = t.tenant_id AND e.seq = 1)
-    AS sent_by
+  (SELECT array_agg(DISTINCT o.who) FROM mesh.traces r LEFT JOIN mesh.events e ON e.trace_id = r.id
+      AND e.tenant_id = r.tenant_id AND e.seq = 1, LATERAL (VALUES (r.from_id), (e.body->>'by')) o(who)
+    WHERE r.id IN (t.id, t.root_id) AND r.tenant_id = t.tenant_id AND o.who IS NOT NULL) AS asked_by
   FROM mesh.steps s JOIN mesh.traces t ON t.id = s.trace_id AND t.tenant_id = s.tenant_id
  WHERE s.tenant_id = %(tenant)s AND s.kind = 'approval' AND s.status = 'waiting'
-   AND (%(trace)s::uuid IS NULL OR s.trace_id = %(trace)s) ORDER BY s.created_at LIMIT %(limit)s
+   AND (%(trace)s::uuid IS NULL OR s.trace_id = %(trace)s) AND (%(after)s::uuid IS NULL OR s.id > %(after)s)
+ ORDER BY s.id LIMIT %(limit)s
 """
 
 LAST_ASKED = """
@@ -145,9 +147,12 @@ def listening(db: Database, *, tenant: str, trace_id: UUID, name: str) -> Row | 
     return rows[0] if rows else None
 
 
-def asked(db: Database, *, tenant: str, trace_id: UUID | None = None, limit: int = 200) -> list[Row]:
-    """What waits for a person's decision, oldest first."""
-    return db.once(ASKED, {"tenant": tenant, "trace": trace_id, "limit": limit})
+def asked(
+    db: Database, *, tenant: str, trace_id: UUID | None = None, after: UUID | None = None, limit: int = 200
+) -> list[Row]:
+    """What waits for a person's decision, oldest first, behind step `after`; `asked_by` are those who sent its trace, or
+    that one's root."""
+    return db.once(ASKED, {"tenant": tenant, "trace": trace_id, "after": after, "limit": limit})
 
 
 def decide(

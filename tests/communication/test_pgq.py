@@ -6,21 +6,28 @@ import os
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import psycopg
 import pytest
 from kombu import Connection, Exchange, Queue
 from kombu.asynchronous import Hub
+from psycopg.conninfo import conninfo_to_dict
 
 from agentmesh.communication import pgq
 from agentmesh.communication.broker import Broker
 from agentmesh.infrastructure.pgq_store import Binding, Put, Session
-from tests.communication.conftest import Site, Worker, postgres_site
+from tests.communication.conftest import POSTGRES, Site, Worker, postgres_site
 
 
 @pytest.fixture(scope="module")
 def site() -> Iterator[Site]:
     yield from postgres_site(f"amtest_pgq_{os.getpid()}")
+
+
+@pytest.fixture
+def own_site() -> Iterator[Site]:
+    yield from postgres_site(f"amtest_pgq_own_{os.getpid()}")
 
 
 @pytest.fixture
@@ -41,6 +48,13 @@ def drop_every_session(dsn: str) -> int:
             "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity"
             " WHERE datname = current_database() AND pid <> pg_backend_pid()"
         ).fetchall()[0][0]
+
+
+def shut_out(dsn: str, *, admin: psycopg.Connection) -> None:
+    """Nobody is connected to the database, or can be."""
+    name = conninfo_to_dict(dsn)["dbname"]
+    admin.execute(f'ALTER DATABASE "{name}" ALLOW_CONNECTIONS false')
+    admin.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s", (name,))
 
 
 @pytest.mark.parametrize("pool", ["threads", "prefork", "solo"])
@@ -191,3 +205,21 @@ def test_a_message_that_outlives_its_channel_is_acknowledged_in_peace(site: Site
         [message] = got
         message.ack()
         message.channel.basic_reject(message.delivery_tag)
+
+
+def test_messages_that_cannot_be_put_back_are_written_nowhere(
+    own_site: Site, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    pgq.register()
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    with psycopg.connect(POSTGRES, autocommit=True) as admin, Connection(own_site.url) as connection:
+        queue, got = Queue(own_site.queue("unanswered"), channel=connection), []
+        queue.declare()
+        connection.Producer().publish({"secret": 1}, routing_key=queue.name)
+        consumer = connection.Consumer(queue, callbacks=[lambda _, message: got.append(message)])
+        consumer.consume()
+        connection.drain_events(timeout=5)
+        shut_out(pgq.database_url(own_site.url), admin=admin)
+        consumer.channel.close()
+    assert len(got) == 1
+    assert list(tmp_path.iterdir()) == []

@@ -203,8 +203,8 @@ def test_f26_a_failed_delivery_is_sent_again_by_hand_under_its_id(lab: Any, site
     site.answer = saying("", status=410)
     courier = make_courier(site.port)
     send(courier)
-    assert deliveries.again(lab.mesh.db, "acme") == 0
-    assert deliveries.again(lab.mesh.db, "default", rows(lab)[0]["id"]) == 1
+    assert deliveries.again(lab.mesh.db, "acme", by="desk") == 0
+    assert deliveries.again(lab.mesh.db, "default", rows(lab)[0]["id"], by="desk") == 1
     site.answer = saying("")
     send(courier)
     assert [row["status"] for row in rows(lab)] == ["done"]

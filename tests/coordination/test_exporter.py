@@ -144,6 +144,32 @@ def test_an_ended_trace_is_told_as_spans_that_hold_no_payload(lab):
     said = {one["key"]: one["value"] for one in by_name["execute_tool work"]["attributes"]}
     assert said["gen_ai.operation.name"] == {"stringValue": "execute_tool"}
     assert said["gen_ai.tool.name"] == {"stringValue": "work"}
+    published = next(one for one in scope["spans"] if one["name"].startswith("publish "))
+    processed = [one for one in scope["spans"] if one["name"].startswith("process ")]
+    assert {one["kind"] for one in processed} == {5}
+    assert published["spanId"] in {one["parentSpanId"] for one in processed}
+
+
+def test_spans_name_the_model_that_answered_and_link_hops_of_a_long_trace(lab):
+    from agentmesh.cli.export import _spans
+
+    trace = lab.start({"tools": ["work"]})
+    asked = {"model": "small", "served": "small-0613", "finish": "stop", "input_tokens": 5, "output_tokens": 7}
+    lab.answer()
+    lab.rows(
+        "UPDATE mesh.events SET name = 'REASONER_PROMPT', body = %(said)s WHERE name = 'REASONER_ACTION'",
+        said=json.dumps(asked),
+    )
+    lab.shift(61)
+    lab.drain()
+    [scope] = _spans(lab.mesh, "default", trace.id)["resourceSpans"][0]["scopeSpans"]
+    by_name = {one["name"].partition(" ")[0]: one for one in scope["spans"]}
+    chat = {one["key"]: one["value"] for one in by_name["chat"]["attributes"]}
+    assert chat["gen_ai.request.model"] == {"stringValue": "small"}
+    assert chat["gen_ai.response.model"] == {"stringValue": "small-0613"}
+    assert chat["gen_ai.response.finish_reasons"] == {"arrayValue": {"values": [{"stringValue": "stop"}]}}
+    assert by_name["process"]["links"] == [{"traceId": trace.id.hex, "spanId": by_name["publish"]["spanId"]}]
+    assert by_name["process"]["parentSpanId"] == by_name["invoke_agent"]["spanId"]
 
 
 def test_verbose_events_are_sampled_by_trace_and_others_never(lab):

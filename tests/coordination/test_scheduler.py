@@ -7,7 +7,6 @@ from agentmesh import define_agent
 from agentmesh.coordination import scheduler
 from agentmesh.coordination.rescuer import Pace, Rescuer
 from agentmesh.errors import BadAgentFile, BadPayload, BadRule
-from agentmesh.infrastructure import faults
 from agentmesh.state import admission, steering
 from agentmesh.state.admission import Lane
 from agentmesh.testing import race
@@ -269,8 +268,10 @@ def test_a_child_of_a_paused_parent_waits_for_its_parent_first_and_for_its_place
     lab.mesh.router.dispatch("work", "me", "helper", "c", {})
     lab.bells.waiting.clear()  # it never runs
     boss = lab.mesh.router.dispatch("work", "me", "boss", "c", {})
-    faults.arm("receive.after_claim", lambda: steering.pause(lab.mesh.db, tenant="default", trace_id=boss.id, by="me"))
-    lab.drain()
+    runtime = lab.mesh.runtime("boss")
+    with runtime.claimed(lab.bells.waiting.popleft()) as taken:
+        steering.pause(lab.mesh.db, tenant="default", trace_id=boss.id, by="me")
+        runtime.run(taken)
     assert [one["waits_for"] for one in children(lab, boss)] == ["parent"]
     steering.resume(lab.mesh.db, tenant="default", trace_id=boss.id, by="me")
     look(lab)

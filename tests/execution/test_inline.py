@@ -10,6 +10,7 @@ from agentmesh.errors import Retry
 from agentmesh.execution.failures import Leaving
 from agentmesh.execution.tools import register_tool
 from agentmesh.records import Backoff
+from agentmesh.state import rescue, steering
 
 
 def test_a_later_inline_call_sees_an_earlier_big_result_whole(make_lab, tools):
@@ -132,3 +133,27 @@ def test_a_tool_that_names_no_time_is_retried_after_the_usual_back_off(make_lab,
     lab.drain()
     [call] = lab.calls(trace)
     assert (call["status"], call["failures"]) == ("ready", 1)
+
+
+@pytest.mark.parametrize(("ends", "outcomes"), [("cancel", ["stale"]), ("rescue", ["lost", "won"])])
+def test_a_call_that_somebody_else_ends_has_an_attempt_from_when_it_began(make_lab, tools, ends, outcomes):
+    seen = []
+
+    @register_tool("watched", registry=tools, inline=True)
+    def watched() -> int:
+        if not seen:
+            seen.append(lab.rows("SELECT mesh.mesh_now() AS now")[0]["now"])
+            who = {"tenant": "default", "trace_id": trace.id, "by": "me"}
+            if ends == "cancel":
+                steering.cancel(lab.mesh.db, **who)
+            else:
+                held = lab.trace(trace)
+                lab.bells.ring(rescue.give_back(lab.mesh.db, held | {"kind": "trace"}, "lost"))
+        return 1
+
+    lab = make_lab()
+    trace = lab.start({"tools": ["watched"]})
+    lab.drain()
+    assert lab.outcomes(trace) == outcomes
+    first = lab.attempts(trace)[0]
+    assert first["started_at"] <= seen[0] <= first["ended_at"]

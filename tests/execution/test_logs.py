@@ -2,6 +2,7 @@
 
 import io
 import json
+import threading
 
 import pytest
 import structlog
@@ -49,6 +50,7 @@ def test_every_line_of_a_call_says_trace_step_call_attempt_and_worker(make_lab, 
     assert ended[0]["trace_id"] == str(trace.id)
     kept = {one["call_id"]: one["log"] for one in lab.attempts(trace)}
     assert [one["event"] for one in kept[calls["talks"]["id"]]["lines"]] == ["half way", "by myself"]
+    assert [one["event"] for one in kept[calls["quick"]["id"]]["lines"]] == ["inline"]
     assert kept[calls["silent"]["id"]] is None
     assert "canary" not in str(kept) + str(lines())
 
@@ -68,6 +70,41 @@ def test_a_line_of_a_reasoner_says_its_step_and_one_after_it_does_not(make_lab, 
         str(lab.steps(trace)[0]["id"]),
     )
     assert not {"trace_id", "step_id", "call_id", "attempt"} & said["outside"].keys()
+
+
+def test_inline_calls_at_once_and_reasoners_keep_their_own_lines(make_lab, tools, lines):
+    over = threading.Event()
+
+    def talker(name, fails):
+        def talk():
+            structlog.get_logger("shop").info(name)
+            if fails:
+                raise ValueError("at the end")
+
+        register_tool(name, registry=tools, inline=True, attempts=1)(talk)
+
+    def hang():
+        structlog.get_logger("shop").info("last words")
+        over.wait(20)
+
+    def mind(session):
+        structlog.get_logger("mind").info("thinking")
+        return {"tools": ["one", "two", "hangs"], "strategy": "parallel", "require": "any"}
+
+    talker("one", fails=False)
+    talker("two", fails=True)
+    register_tool("hangs", registry=tools, inline=True, attempts=1, timeout=0.3)(hang)
+    lab = make_lab(reasoner=mind)
+    trace = lab.start()
+    lab.drain()
+    over.set()
+    names = {one["id"]: one["tool"] for one in lab.calls(trace)}
+    kept = [(names.get(one["call_id"], one["kind"]), one["outcome"], [said["event"] for said in one["log"]["lines"]])
+            for one in (*lab.attempts(trace), *lab.attempts(trace, "reason"))]  # fmt: skip
+    assert sorted(kept) == [
+        ("hangs", "timeout", ["last words"]), ("one", "won", ["one"]), ("reason", "won", ["thinking"]),
+        ("two", "failed", ["two"]),
+    ]  # fmt: skip
 
 
 def test_what_is_kept_is_bounded_and_says_how_much_is_missing(make_lab, tools, lines):

@@ -254,11 +254,10 @@ class Bench(meshes.Story):
     def check_leaks(self) -> None:
         """L: no session that has been in a transaction for long, no lock that is nobody's, no thread that stayed, no file."""
         crowded = {one.name: n for one, most in self._most_threads.items() if (n := threads(one.pid)) > most}
-        assert crowded == {}, "threads that stayed"
-        left = [
-            one.name for one in self.temporary.iterdir() if not one.name.startswith("pymp-")
-        ]  # a prefork pool's own
-        assert left == [], "files that stayed"
+        assert crowded == {}, f"threads that stayed: {crowded}"
+        mine = "pymp-"  # a prefork pool's own
+        left = {one.name: one.read_text() for one in self.temporary.iterdir() if not one.name.startswith(mine)}
+        assert left == {}, f"files that stayed: {left}"
         old = """SELECT pid, state, query FROM pg_stat_activity
             WHERE datname = current_database() AND pid <> pg_backend_pid() AND (xact_start < now() - interval '5 s'
               OR state LIKE 'idle in transaction%%' AND state_change < now() - interval '2 s')"""

@@ -50,8 +50,9 @@ def seed() -> int:
 
 
 @pytest.fixture
-def chance() -> random.Random:
-    return random.Random(SEED)
+def chance(request: pytest.FixtureRequest) -> random.Random:
+    """Another one in each round of a test, the same one in each run with the seed."""
+    return random.Random(f"{SEED} {request.node.name}")
 
 
 def plain(url: str) -> str:

@@ -19,7 +19,8 @@ from agentmesh.infrastructure import faults
 
 def live(*, doomed: bool) -> None:
     if doomed:
-        faults.arm(sys.argv[1], faults.ACTIONS["kill"])
+        me = os.getpid()  # the lone processes that it forks are spared
+        faults.arm(sys.argv[1], lambda: os.getpid() == me and faults.ACTIONS["kill"]())
     main(["worker", "agents", "--pool", "threads", "--concurrency", "1"])
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from agentmesh import ReasonerBase, register_callback
+from agentmesh import ReasonerBase, register_callback, register_embedder
 
 
 class Talker(ReasonerBase):
@@ -32,3 +32,11 @@ def tally(result: Any, session: Any) -> Any:
         "result": result,
         "memory": [{"key": "tally", "value": now}, {"key": topic, "value": seen}],
     }
+
+
+@register_embedder("letters")
+class Letters:
+    """A text means how often it has each of the vowels."""
+
+    def embed(self, texts: Any, *, within_s: float) -> Any:
+        return [[float(text.count(one)) for one in "aeiou"] for text in texts]

@@ -66,7 +66,7 @@ def test_f01_a_worker_killed_between_two_transactions_of_a_chain_leaves_a_trace_
 def test_f01_a_worker_killed_when_a_schedule_has_fired_leaves_one_trace_that_ends(make_bench: Any) -> None:
     bench = bench_of(make_bench)
     yearly = {"cron": "0 0 1 1 *", "timezone": "UTC", "missed": "once", "priority": 5, "intent": "work"}
-    bench.mesh.timetable.add("default", "yearly", agent=bench.agent("child"), payload={"n": 1}, **yearly)
+    bench.mesh.timetable.add("default", "yearly", agent=bench.agent("child"), payload={"n": 1}, by="bench", **yearly)
     bench.rows("UPDATE mesh.schedules SET next_at = mesh.mesh_now() - interval '1 s' RETURNING id")
     doomed = bench.armed("agents", "timer.after_fire=kill@1", wait=False)
     until(lambda: not doomed.running, within=30, what="the armed death")

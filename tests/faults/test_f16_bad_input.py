@@ -71,6 +71,9 @@ def put(bench: Bench, queue: str, texts: list[bytes]) -> None:
             channel.basic_publish(raw, exchange="", routing_key=queue)
 
 
+GOOD = 100
+
+
 @pytest.mark.parametrize("kind", [pytest.param("redis", marks=FAULTY), "amqp"])
 def test_f16_poison_messages_stop_neither_the_worker_nor_what_is_behind_them(make_bench: Any, kind: str) -> None:
     bench: Bench = make_bench(kind)
@@ -79,11 +82,11 @@ def test_f16_poison_messages_stop_neither_the_worker_nor_what_is_behind_them(mak
     bench.start("serial", 1).result(timeout=20)
     for name, of in ((queue, f"agent.{task}"), (f"tools.{bench.tag}", "tool.part")):
         put(bench, name, bodies(bench, Ring("call", new_id(), 1, name, of, new_id())))
-    good = [bench.start("parallel", n) for n in range(20)]
+    good = [bench.start("parallel", n) for n in range(GOOD)]
     bench.settle()
     assert {trace.status() for trace in good} == {"done"}
     assert all(worker.running for worker in workers)
-    assert bench.value("SELECT count(*) FROM mesh.traces") == 1 + 20
+    assert bench.value("SELECT count(*) FROM mesh.traces") == 1 + GOOD
 
 
 # --- F17

@@ -23,7 +23,7 @@ SEEDS = Path(__file__).parent / "seeds.txt"
 CHUNK = 50
 CHUNKS = 4 if os.environ.get("CI") else 1
 # Points of parts that are not simulated: the wire of a message, webhooks, migrations, exports. A round trip is a step of its own.
-ELSEWHERE = re.compile(r"(wire|webhook|migrate|admission|export)\.|receive.before_verify|tools.mid_ring")
+ELSEWHERE = re.compile(r"(wire|webhook|migrate|admission|export|index|prune)\.|receive.before_verify|tools.mid_ring")
 
 
 @pytest.fixture(scope="module")

@@ -3,8 +3,9 @@
 import psycopg
 import pytest
 
-from agentmesh.records import Actor
-from agentmesh.state import audit, steering
+from agentmesh.execution.tools import register_tool
+from agentmesh.records import Actor, PolicyPatch, new_id
+from agentmesh.state import audit, deliveries, steering
 from agentmesh.state.audit import Refusals
 from agentmesh.testing import race
 
@@ -12,15 +13,21 @@ ANNA = Actor("anna", key="api:7", permission="traces:steer")
 
 
 @pytest.fixture
-def sealed(lab):
-    """sealed() -> every row of the default tenant, oldest first, once all are sealed."""
+def sealed_of():
+    """sealed_of(mesh) -> every row of the default tenant, oldest first, once all are sealed."""
 
-    def rows(tenant="default"):
-        while audit.seal(lab.mesh.db):
+    def rows(mesh, tenant="default"):
+        while audit.seal(mesh.db):
             pass
-        return audit.AuditPipeline(lab.mesh.db, tenant=tenant).rows(limit=1000)[::-1]
+        return audit.AuditPipeline(mesh.db, tenant=tenant).rows(limit=1000)[::-1]
 
     return rows
+
+
+@pytest.fixture
+def sealed(lab, sealed_of):
+    """sealed() -> `sealed_of` the lab's mesh."""
+    return lambda tenant="default": sealed_of(lab.mesh, tenant)
 
 
 def test_an_order_to_a_trace_is_audited_with_who_under_which_key_and_permission(lab, sealed):
@@ -95,6 +102,54 @@ def test_orders_beside_traces_are_audited_too(lab, sealed):
     ]  # fmt: skip
     assert rows[2] | {"kid": "api:9", "owner": "shop", "grants": ["a:b"]} == rows[2]
     assert not [one for one in sealed() if one["by"] == "too late"]
+
+
+def test_whoever_rewards_remembers_or_resends_is_audited(lab, sealed):
+    trace = lab.start({"tools": ["work"]})
+    lab.drain()
+    sealed()
+    for _ in range(2):
+        trace.feedback(0.5, key="once", by=ANNA, note="slow")
+    memory = lab.mesh.memory("c-1")
+    memory.store("tone", "canary", origin=ANNA, reason="as agreed")
+    memory.revert("tone", memory.store("tone", "loud", origin=ANNA) - 1, by=ANNA)
+    lab.rows("INSERT INTO mesh.deliveries (id, tenant_id, trace_id, target, status) VALUES"
+             " (%(id)s, 'default', %(trace)s, 'https://shop.example', 'failed')", id=new_id(), trace=trace.id)  # fmt: skip
+    assert [deliveries.again(lab.mesh.db, "default", by=ANNA) for _ in range(2)] == [1, 0]
+    rows = [one for one in sealed() if one["by"] == "anna"]
+    assert {one["key"] for one in rows} == {"api:7"}
+    assert [one["action"] for one in rows] == ["REWARD", *["MEMORY_WRITE"] * 3, "WEBHOOK_RETRY"]
+    assert rows[0] | {"trace_id": str(trace.id), "reward": 0.5, "step_id": str(lab.steps(trace)[0]["id"])} == rows[0]
+    assert rows[1] | {"context": "c-1", "entry": "long_term:tone", "reason": "as agreed"} == rows[1]
+    assert "canary" not in str(rows)
+
+
+def test_what_a_worker_announces_is_audited_where_it_changes_something(make_lab, tools, sealed_of):
+    register_tool("work", registry=tools, needs=["a:b"])(lambda: 1)
+    hook = {"url": "https://shop.example/hook?key=canary", "secret": "hooks"}
+    lab = make_lab(policy={"webhook": hook})
+    mesh = lab.mesh
+    sealed_of(mesh)
+    mesh.registry.announce(mesh.db, ["default"], by="worker:w-1")
+    lab.rows("UPDATE mesh.tools SET needs = '{}' WHERE id = 'work'")
+    lab.rows("UPDATE mesh.agents SET spec = spec - 'webhook' WHERE id = 'puppet'")
+    mesh.registry.announce(mesh.db, ["default"], by="worker:w-1")
+    lab.rows("DELETE FROM mesh.tools")
+    mesh.registry.announce(mesh.db, ["default"], by="worker:w-1")
+    rows = [one for one in sealed_of(mesh) if one["by"] == "worker:w-1"]
+    assert [(one["action"], one.get("agent") or one["tool"]) for one in rows] == [
+        ("AGENT_CHANGE", "puppet"), ("TOOL_CHANGE", "work"), ("TOOL_NEW", "work"),
+    ]  # fmt: skip
+    assert (rows[0]["webhook"], rows[1]["needs"]) == ("https://shop.example", ["a:b"])
+    assert "canary" not in str(rows)
+
+
+def test_an_intent_that_names_a_webhook_is_audited_with_whom_it_tells(lab, sealed):
+    hook = {"url": "https://shop.example:8443/hook?key=canary", "secret": "hooks"}
+    lab.start(policy=PolicyPatch.model_validate({"webhook": hook}))
+    [row] = [one for one in sealed() if one["action"] == "BIR_DISPATCH"]
+    assert row["said"]["webhook"] == "https://shop.example:8443"
+    assert "canary" not in str(row)
 
 
 # --- sealing

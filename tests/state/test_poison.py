@@ -144,10 +144,10 @@ def test_inline_calls_that_were_lost_are_suspects_and_their_step_is_not(lab):
 
 
 @pytest.fixture
-def worker_like(lab):
+def worker_like(lab, monkeypatch):
     """The lab's mesh as a worker that hands suspects on: what it handed on."""
     handed: list[Ring] = []
-    lab.mesh._alone = handed.append
+    monkeypatch.setattr(type(lab.mesh), "_alone", handed.append)
     return handed
 
 
