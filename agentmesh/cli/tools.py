@@ -63,8 +63,10 @@ def call(
     as_json: Json = False,
 ) -> None:
     """Run one tool alone, in this process: its arguments and its result are checked, nothing is recorded."""
+    from agentmesh.cli.worker import import_from_here
     from agentmesh.errors import BadArguments
 
+    import_from_here()
     given, intent = read_json(args, "--args"), read_json(payload, "--payload")
     if not isinstance(given, dict):
         raise BadArguments("--args is no object", value=given, expected='{"name": value}')

@@ -112,6 +112,10 @@ def _sessions(mesh: Mesh, found: UUID, *, as_json: bool) -> None:
         print(f"step {one['step']}  {safe(one['node'])}  {safe(account['strategy'])}{used}")
         for name, value in one["values"].items():
             _line(name, value)
+        if near := account.get("nearest"):
+            keys_ = [f"{key} {'not compared' if score is None else score}" for key, score in near["found"]]
+            why = f"; {near['error']['message']}" if "error" in near else ""
+            _line("nearest", f"{', '.join(keys_) or 'nothing'} by {near['model']}{why}")
         for part, keys in account.get("left_out", {}).items():
             _line(f"no {part}", ", ".join(keys))
         for prompt in one["prompts"]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import getpass
 from typing import Annotated
 from uuid import UUID
 
@@ -49,7 +50,7 @@ def retry(
     if (delivery is None) != every:
         raise Mistake("one delivery or all of them", expected="an id, or --all")
     with opened(ctx) as mesh:
-        count = deliveries.again(mesh.db, mesh.tenant, delivery)
+        count = deliveries.again(mesh.db, mesh.tenant, delivery, by=getpass.getuser())
     if delivery is not None and not count:
         raise UnknownDelivery("no failed delivery has this id", value=str(delivery))
     if as_json:

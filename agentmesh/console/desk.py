@@ -21,11 +21,13 @@ from agentmesh.console.parts import (
     Steerer,
     authenticated,
     media_of,
+    page,
+    place,
     read_json,
     takes,
 )
 from agentmesh.console.shapes import Agent, AgentSteered, AuditRow, Letter, LetterSettled, NewSchedule, Page, Schedule
-from agentmesh.console.traces import Limit
+from agentmesh.console.traces import Cursor, Limit
 from agentmesh.records import Name
 from agentmesh.state import dead_letters, retry, schedules
 
@@ -37,8 +39,9 @@ Named = Annotated[Name, Path(description="Its name.")]
 
 
 @router.get("/agents", response_model=Page[Agent], summary="Agents that workers announced, and how they are")
-def list_agents(door: Door, who: Reader) -> dict[str, Any]:
-    return {"items": door.lifecycle_of(who.tenant).agents(), "next": None}
+def list_agents(door: Door, who: Reader, cursor: Cursor = None, limit: Limit = 50) -> dict[str, Any]:
+    after = place(door, who, "/v1/agents", cursor) or ""
+    return page(door, who, "/v1/agents", door.lifecycle_of(who.tenant).agents(after=after, limit=limit), limit=limit)
 
 
 @router.post("/agents/{agent}/pause", response_model=AgentSteered, summary="Begin no further trace of it")
@@ -57,8 +60,10 @@ def resume_agent(door: Door, who: AgentKeeper, agent: Named) -> dict[str, Any]:
 
 
 @router.get("/schedules", response_model=Page[Schedule], summary="What agents are asked by the clock")
-def list_schedules(door: Door, who: Reader) -> dict[str, Any]:
-    return {"items": schedules.listed(door.db, who.tenant), "next": None}
+def list_schedules(door: Door, who: Reader, cursor: Cursor = None, limit: Limit = 50) -> dict[str, Any]:
+    after = place(door, who, "/v1/schedules", cursor) or ""
+    rows = schedules.listed(door.db, who.tenant, after=after, limit=limit)
+    return page(door, who, "/v1/schedules", rows, limit=limit)
 
 
 @router.put("/schedules/{name}", response_model=Schedule, summary="Ask this of an agent whenever the time comes",
@@ -87,8 +92,10 @@ def remove_schedule(door: Door, who: Planner, name: Named) -> Response:
 
 
 @router.get("/dlq", response_model=Page[Letter], summary="What was parked for a person, oldest first")
-def list_letters(door: Door, who: Reader, limit: Limit = 50) -> dict[str, Any]:
-    return {"items": dead_letters.letters(door.db, who.tenant, limit=limit), "next": None}
+def list_letters(door: Door, who: Reader, cursor: Cursor = None, limit: Limit = 50) -> dict[str, Any]:
+    after = place(door, who, "/v1/dlq", cursor)
+    rows = dead_letters.letters(door.db, who.tenant, after=after and UUID(after), limit=limit)
+    return page(door, who, "/v1/dlq", rows, limit=limit)
 
 
 @router.post("/dlq/{letter_id}/retry", response_model=LetterSettled, summary="Run its trace again")

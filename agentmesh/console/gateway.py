@@ -117,7 +117,8 @@ def submit(request: Request, response: Response, door: Door, who: Caller, raw: B
         said.intent, said.from_, said.to, said.context_id, said.payload, permissions=said.permissions,
         idempotency_key=key, policy=said.policy, delay=said.delay, priority=said.priority, locale=said.locale,
     )  # fmt: skip
-    return _told(request, response, *door.client_of(who.tenant).admit(intent, grants=who.grants, by=who.under()))
+    client = door.client_of(who.tenant)
+    return _told(request, response, said.to, *client.admit(intent, grants=who.grants, by=who.under()))
 
 
 @open_router.post(
@@ -147,6 +148,7 @@ def receive(
     return _told(
         request,
         response,
+        to_id,
         *client.admit(intent, grants=who.grants, trace_id=envelope.meta.trace_id, evidence=evidence, by=who.under()),
     )
 
@@ -175,12 +177,12 @@ def _intent(envelope: Envelope, hints: Hints) -> Intent:
     )  # fmt: skip
 
 
-def _told(request: Request, response: Response, trace: Trace, new: bool) -> dict[str, Any]:  # noqa: FBT001
+def _told(request: Request, response: Response, agent: str, trace: Trace, new: bool) -> dict[str, Any]:  # noqa: FBT001
     url = f"/v1/traces/{trace.id}"
     response.headers["Location"] = url
     response.status_code = 201 if new else 200
     if new:
-        request.scope["gateway"].metrics.accepted()
+        request.scope["gateway"].metrics.accepted(agent)
     return {"id": trace.id, "status": trace.status(), "url": url}
 
 

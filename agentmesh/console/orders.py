@@ -16,6 +16,7 @@ from fastapi import APIRouter, Depends, Request, Response
 from agentmesh.console.auth import Principal
 from agentmesh.console.parts import (
     APPROVE,
+    FEEDBACK,
     SIGNAL,
     STEER,
     Approver,
@@ -23,10 +24,13 @@ from agentmesh.console.parts import (
     Door,
     Parts,
     Reader,
+    Rewarder,
     Signaller,
     Steerer,
     authenticated,
     media_of,
+    page,
+    place,
     read_json,
     takes,
 )
@@ -38,16 +42,18 @@ from agentmesh.console.shapes import (
     Decided,
     Decision,
     Fork,
+    NewFeedback,
     NewSignal,
     Page,
+    Rewarded,
     Rewind,
     Rewound,
     Signalled,
 )
-from agentmesh.console.traces import Limit
+from agentmesh.console.traces import Cursor, Limit
 from agentmesh.errors import MeshError
 from agentmesh.observation import timeline
-from agentmesh.state import retry, rewind, steering
+from agentmesh.state import retry, rewards, rewind, steering
 
 BULK_S = 3.0
 BATCH = 50
@@ -72,9 +78,11 @@ def signal(request: Request, door: Door, who: Signaller, trace_id: UUID, raw: Bo
 
 
 @router.get("/v1/approvals", response_model=Page[Approval], summary="What waits for a person, oldest first")
-def list_approvals(door: Door, who: Reader, limit: Limit = 50) -> dict[str, Any]:
-    """Decided ones leave the list, so that it needs no second page."""
-    return {"items": door.people_of(who.tenant).asked(limit=limit), "next": None}
+def list_approvals(door: Door, who: Reader, cursor: Cursor = None, limit: Limit = 50) -> dict[str, Any]:
+    """Decided ones leave the list."""
+    after = place(door, who, "/v1/approvals", cursor)
+    rows = door.people_of(who.tenant).asked(after=after and UUID(after), limit=limit)
+    return page(door, who, "/v1/approvals", rows, limit=limit, key="step_id")
 
 
 @router.post("/v1/traces/{trace_id}/approvals", response_model=Decided, openapi_extra=_body("Decision"),
@@ -84,9 +92,20 @@ def decide(request: Request, door: Door, who: Approver, trace_id: UUID, raw: Bod
     said = read_json(Decision, raw, media_of(request))
     made = door.people_of(who.tenant).decide(
         trace_id, said.choice, refuse=said.reject, by=who.under(APPROVE), reason=said.reason or None, seen=said.digest,
-        four_eyes=True,
     )  # fmt: skip
     return {"id": trace_id, **made}
+
+
+@router.post("/v1/traces/{trace_id}/feedback", response_model=Rewarded, openapi_extra=_body("NewFeedback"),
+             summary="Tell how well a decision turned out")  # fmt: skip
+def give_feedback(request: Request, door: Door, who: Rewarder, trace_id: UUID, raw: Body) -> dict[str, Any]:
+    timeline.header(door.db, who.tenant, trace_id)
+    said = read_json(NewFeedback, raw, media_of(request))
+    told = rewards.reward(
+        door.db, said.reward, tenant_id=who.tenant, trace_id=trace_id, step=said.step, key=said.key,
+        about={"by": who.under(FEEDBACK), "note": said.note},
+    )  # fmt: skip
+    return {"id": trace_id, "step": told.ordinal, "repeated": told.repeated}
 
 
 @router.post("/v1/traces/{trace_id}/rewind", response_model=Rewound, openapi_extra=_body("Rewind"),

@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from typing import Annotated, Any, TypeVar
+from urllib.parse import urlencode
 
 from fastapi import Depends, Request
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
@@ -31,8 +32,9 @@ from agentmesh.coordination.timetable import Timetable
 from agentmesh.errors import BadRequest, Forbidden, Unauthenticated, UnknownPage
 from agentmesh.execution.answers import Answers
 from agentmesh.infrastructure import jsontext
-from agentmesh.infrastructure.database import Database
+from agentmesh.infrastructure.database import Database, Row
 from agentmesh.infrastructure.settings import GatewaySection
+from agentmesh.observation.dumps import Dumps
 from agentmesh.records import Json, Ring
 from agentmesh.state.audit import AuditPipeline
 from agentmesh.state.blobs import BlobStore
@@ -58,6 +60,7 @@ class Parts:
     forks_of: Callable[[str], Forks]
     lifecycle_of: Callable[[str], AgentLifecycle]
     audit_of: Callable[[str], AuditPipeline]
+    dumps_of: Callable[[str], Dumps]
     timetable: Timetable
     now_s: Callable[[], int]
     authenticator: Authenticator
@@ -120,14 +123,16 @@ def _needs(permission: str) -> Callable[[Principal], Principal]:
     return check
 
 
-READ, STEER, MEASURE = "traces:read", "traces:steer", "metrics:read"
-SIGNAL, APPROVE, AUDIT = "traces:signal", "traces:approve", "audit:read"
+READ, STEER, MEASURE, DEBUG = "traces:read", "traces:steer", "metrics:read", "traces:debug"
+SIGNAL, APPROVE, AUDIT, FEEDBACK = "traces:signal", "traces:approve", "audit:read", "traces:feedback"
 AGENTS, PLAN = "agents:steer", "schedules:write"
 Reader = Annotated[Principal, Depends(_needs(READ))]
 Steerer = Annotated[Principal, Depends(_needs(STEER))]
 Measurer = Annotated[Principal, Depends(_needs(MEASURE))]
+Debugger = Annotated[Principal, Depends(_needs(DEBUG))]
 Signaller = Annotated[Principal, Depends(_needs(SIGNAL))]
 Approver = Annotated[Principal, Depends(_needs(APPROVE))]
+Rewarder = Annotated[Principal, Depends(_needs(FEEDBACK))]
 Auditor = Annotated[Principal, Depends(_needs(AUDIT))]
 AgentKeeper = Annotated[Principal, Depends(_needs(AGENTS))]
 Planner = Annotated[Principal, Depends(_needs(PLAN))]
@@ -200,6 +205,22 @@ def read_cursor(door: Parts, who: Principal, about: str, cursor: str) -> Json:
         raise UnknownPage("this cursor leads nowhere in this list", value=cursor[:40],
                           expected="the cursor of a `next` link of the same list")  # fmt: skip
     return json.loads(base64.urlsafe_b64decode(body + "=" * (-len(body) % 4)))
+
+
+def place(door: Parts, who: Principal, path: str, cursor: str | None) -> Json:
+    """The key behind which a page of the list at `path` begins; None: at its beginning. Raises UnknownPage."""
+    return read_cursor(door, who, path, cursor) if cursor else None
+
+
+def page(
+    door: Parts, who: Principal, path: str, rows: Sequence[Row], *, limit: int, key: str = "id"
+) -> dict[str, Any]:  # fmt: skip
+    """These rows, and where it goes on: behind the `key` of the last one, whatever comes or goes meanwhile."""
+    following = None
+    if len(rows) == limit:
+        said = {"cursor": write_cursor(door, who, path, str(rows[-1][key])), "limit": limit}
+        following = f"{path}?{urlencode(said)}"
+    return {"items": rows, "next": following}
 
 
 def _seal(door: Parts, who: Principal, about: str, body: bytes) -> str:

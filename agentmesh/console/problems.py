@@ -17,6 +17,7 @@ from starlette.responses import Response
 
 from agentmesh.errors import (
     AlreadyDecided,
+    Backlogged,
     BadJson,
     BadRequest,
     BadResult,
@@ -48,7 +49,7 @@ log = structlog.get_logger("agentmesh.gateway")
 MEDIA = "application/problem+json"
 RETRY_AFTER_S = 2
 STATUS: dict[type[MeshError], int] = {
-    PayloadTooLarge: 413, Unauthenticated: 401, EnvelopeRefused: 401, Forbidden: 403, RateLimited: 429,
+    PayloadTooLarge: 413, Unauthenticated: 401, EnvelopeRefused: 401, Forbidden: 403, RateLimited: 429, Backlogged: 429,
     KeyConflict: 409, KeyContended: 409, NotRetryable: 409, TooLate: 409, TraceTaken: 409, DelegationTooDeep: 409,
     BadResult: 422, CallEnded: 409, AlreadyDecided: 409, NotRewindable: 409, TraceEnded: 409, ScheduleTaken: 409,
     BadRule: 400,  # no schema can say what a rule of the clock is

@@ -67,6 +67,17 @@ class Decision(Record):
     reason: Annotated[str, Field(max_length=2000)] = ""
 
 
+class NewFeedback(Record):
+    """How well a decision turned out: the one that led to step number `step`, or the last one. Once under one `key`."""
+
+    model_config = ConfigDict(hide_input_in_errors=True)
+
+    reward: Annotated[float, Field(ge=-1e9, le=1e9)]
+    step: Annotated[int, Field(ge=1, le=2**31 - 1)] | None = None
+    note: Annotated[str, Field(max_length=500)] = ""
+    key: Annotated[str, Field(pattern=r"^[\x21-\x7e]{1,255}$")] | None = None
+
+
 class Rewind(Record):
     """The step to begin anew at, as the trace's steps are numbered."""
 
@@ -180,6 +191,14 @@ class Decided(Answer):
     node: str
     choice: str
     by: str
+
+
+class Rewarded(Answer):
+    """The decision that earned it: that of step number `step`."""
+
+    id: UUID
+    step: int
+    repeated: bool
 
 
 class Rewound(Answer):
@@ -401,6 +420,16 @@ class Memory(Answer):
     at: datetime
 
 
+class Dump(BaseModel):
+    """A trace and all that is recorded of it; beside these its steps, calls, attempts, memory, plan, children and events."""
+
+    model_config = ConfigDict(extra="allow")
+
+    trace: dict[str, Any]
+    held_up_by: list[str]
+    next: list[dict[str, Any]]
+
+
 class Fault(Answer):
     pointer: str
     detail: str
@@ -425,5 +454,5 @@ class Health(Answer):
     status: Literal["alive", "ready"]
 
 
-BODIES = (NewIntent, Order, NewSignal, Decision, Rewind, Fork, Bulk, NewSchedule, CallAnswer)
+BODIES = (NewIntent, Order, NewSignal, NewFeedback, Decision, Rewind, Fork, Bulk, NewSchedule, CallAnswer)
 """What is read by hand, so that FastAPI does not describe it."""

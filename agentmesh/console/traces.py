@@ -13,6 +13,7 @@ from agentmesh.console.auth import Principal
 from agentmesh.console.parts import (
     STEER,
     Body,
+    Debugger,
     Door,
     Parts,
     Reader,
@@ -29,6 +30,7 @@ from agentmesh.console.shapes import (
     Attempt,
     Call,
     CountedPage,
+    Dump,
     Event,
     Memory,
     Order,
@@ -79,6 +81,14 @@ def list_traces(
 def show_trace(door: Door, who: Reader, trace_id: UUID) -> Row:
     row = timeline.header(door.db, who.tenant, trace_id)
     return row | {name: door.blobs.expand(who.tenant, row[name]) for name in ("payload", "result")}
+
+
+@router.get(
+    "/{trace_id}/dump", response_model=Dump, summary="Everything about one trace, to find out why it stands there"
+)
+def dump_trace(door: Door, who: Debugger, trace_id: UUID) -> dict[str, Any]:
+    """Without secrets. What each open step will come to, what holds the trace up, and all that is recorded of it."""
+    return door.dumps_of(who.tenant).dump(trace_id)
 
 
 @router.get("/{trace_id}/events", response_model=Page[Event], summary="What happened, in order")

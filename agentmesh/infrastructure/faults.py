@@ -26,7 +26,7 @@ POINTS = frozenset({
     "finish.before_commit", "finish.after_commit", "rescue.after_select", "rescue.after_update", "beat.before",
     "timer.after_fire", "pay.before", "drop.after_cancel", "admission.after_commit", "webhook.before_post",
     "webhook.after_post", "wire.before_send", "migrate.between", "export.after_write",
-    "memory.in_commit",
+    "memory.in_commit", "prune.before_commit", "prune.after_commit", "index.after_take", "index.before_fill",
 })  # fmt: skip
 
 BARRIER_S = 20.0

@@ -146,7 +146,7 @@ class Kept:
         """None where nothing was said."""
         if not self.lines and not self.dropped:
             return None
-        return {"lines": self.lines} | ({"dropped": self.dropped} if self.dropped else {})
+        return {"lines": self.lines.copy()} | ({"dropped": self.dropped} if self.dropped else {})
 
 
 WHERE = frozenset({"trace_id", "step_id", "call_id", "attempt", "worker", "tool"})
@@ -159,11 +159,11 @@ def name_process(**about: Json) -> None:
 
 
 @contextmanager
-def about(**where: object) -> Iterator[Kept]:
-    """Within, every line of this thread says where it comes from; what is said while it is `heard` is kept."""
+def about(keep: Kept | None = None, **where: object) -> Iterator[Kept]:
+    """Within, every line of this thread says where it comes from; what is said while it is `heard` is kept (in `keep`)."""
     import structlog  # noqa: PLC0415 - who logs nothing does not pay for it
 
-    kept = Kept()
+    kept = keep or Kept()
     token = _kept.set(kept)
     try:
         with structlog.contextvars.bound_contextvars(
@@ -181,11 +181,17 @@ def heard() -> Iterator[None]:
     if kept is None:
         yield
         return
-    kept.open = True
+    before, kept.open = kept.open, True
     try:
         yield
     finally:
-        kept.open = False
+        kept.open = before
+
+
+def said_here() -> Json:
+    """What was kept so far of what this thread is about; None where nothing was said."""
+    kept = _kept.get()
+    return None if kept is None else kept.as_json()
 
 
 def _of_process(_logger: object, _method: str, event: Event) -> Event:

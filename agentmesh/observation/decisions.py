@@ -14,7 +14,7 @@ from uuid import UUID
 
 from agentmesh.behavior.agents import AgentSpec
 from agentmesh.behavior.session import LazyList, Session
-from agentmesh.behavior.strategies import SessionBuilder
+from agentmesh.behavior.strategies import Near, SessionBuilder
 from agentmesh.errors import NoDecision
 from agentmesh.infrastructure.database import Database, Row
 from agentmesh.records import Action, Policy
@@ -23,7 +23,9 @@ from agentmesh.state.contexts import SessionManager
 
 POINT = """
 SELECT s.id AS step_id, s.ordinal, s.node, s.iteration, s.action, coalesce(s.started_at, s.created_at) AS asked_at,
-  t.context_id, t.agent, t.intent, t.from_id, t.payload, t.locale, t.permissions, t.policy, t.state
+  t.context_id, t.agent, t.intent, t.from_id, t.payload, t.locale, t.permissions, t.policy, t.state,
+  (SELECT e.body->'session'->'nearest' FROM mesh.events e WHERE e.trace_id = s.trace_id AND e.tenant_id = s.tenant_id
+     AND e.step_id = s.id AND e.name = 'REASONER_ACTION' ORDER BY e.seq DESC LIMIT 1) AS nearest
  FROM mesh.steps s JOIN mesh.traces t ON t.id = s.trace_id AND t.tenant_id = s.tenant_id
  WHERE s.trace_id = %(trace)s AND s.tenant_id = %(tenant)s AND s.kind = 'reason' AND s.action IS NOT NULL
    AND s.ordinal <= coalesce(%(step)s::int, s.ordinal)
@@ -89,7 +91,12 @@ def point(
     facts = SessionManager(db, blobs)
     results = facts.results(tenant, trace_id, before=row["ordinal"])
     steps = facts.steps(tenant, trace_id, before=row["ordinal"])
-    build = Session if spec is None else partial(SessionBuilder().view, spec.session)
+    near = None if row["nearest"] is None else Near(tuple(key for key, _ in row["nearest"]["found"]), row["nearest"])
+    build = (
+        Session
+        if spec is None
+        else partial(SessionBuilder().view, spec.session, near if spec.session.nearest else None)
+    )
     turns = LazyList(lambda: facts.turns(tenant, row["context_id"], trace_id, before=row["asked_at"]))
     session = build(
         trace_id=str(trace_id), context_id=row["context_id"], tenant=tenant, agent=row["agent"],

@@ -1,19 +1,21 @@
 """An ended trace as OpenTelemetry spans, in the JSON of OTLP over HTTP, under the names of the GenAI conventions.
 
-invoke_workflow ▸ invoke_agent ▸ chat / execute_tool. Ids are made of our own, so that a span told twice is the same span.
-Prompts, arguments and results stay here. Names are those of semantic-conventions 0.66b2 (status Development).
+invoke_workflow ▸ invoke_agent ▸ chat / execute_tool; publish and process beside it where a call went over a queue. Ids are
+made of our own, so that a span told twice is the same span. Prompts, arguments and results stay here. Names are those of
+semantic-conventions 0.66b2 (status Development).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import datetime
 from typing import Any
 from uuid import UUID
 
 from agentmesh.infrastructure.database import Row
 
-INTERNAL, CLIENT = 1, 3
+INTERNAL, CLIENT, PRODUCER, CONSUMER = 1, 3, 4, 5
+LONG_S = 60.0
 OK, ERROR = 1, 2
 Span = dict[str, Any]
 
@@ -38,8 +40,10 @@ def spans(trace: Row, steps: Iterable[Row], calls: Iterable[Row], attempts: Iter
         if step["model"] is not None:
             said = {
                 "gen_ai.operation.name": "chat", "gen_ai.provider.name": "openai", "gen_ai.request.model": step["model"],
-                "gen_ai.response.model": step["model"], "gen_ai.usage.input_tokens": step["input_tokens"],
-                "gen_ai.usage.output_tokens": step["output_tokens"], "agentmesh.step.id": str(step["id"]),
+                "gen_ai.response.model": step["served"] or step["model"],
+                "gen_ai.response.finish_reasons": step["finishes"],
+                "gen_ai.usage.input_tokens": step["input_tokens"], "gen_ai.usage.output_tokens": step["output_tokens"],
+                "agentmesh.step.id": str(step["id"]),
             }  # fmt: skip
             ids, times = (_span_id(step["id"], "chat"), own), (step["started_at"], step["ended_at"] or until)
             said |= conversation | mine
@@ -56,7 +60,33 @@ def spans(trace: Row, steps: Iterable[Row], calls: Iterable[Row], attempts: Iter
             failed = (one["error"] or {"code": one["outcome"]}) if one["outcome"] not in {"won", "released"} else None
             ids, times = (_span_id(one["id"], "tool"), own), (one["started_at"], one["ended_at"] or until)
             made.append(_span(trace, ids, f"execute_tool {call['tool']}", times, said | agent | mine, failed))
+            if not call["inline"]:
+                made += _hop(trace, call, one, own, mine)
     return made
+
+
+def _hop(trace: Row, call: Row, attempt: Row, parent: str, mine: Mapping[str, Any]) -> Iterator[Span]:
+    """How an attempt came over its queue: published when its call was made, processed where it ran. Of a trace that took
+    longer than a minute the two are joined by a link."""
+    queue, publish = call["queue"], _span_id(call["id"], "publish")
+    said = {
+        "messaging.system": "agentmesh",
+        "messaging.destination.name": queue,
+        "messaging.message.id": str(call["id"]),
+        **mine,
+    }
+    if attempt["n"] == 1:
+        sent = {"messaging.operation.name": "publish", "messaging.operation.type": "send", **said}
+        times = (call["created_at"], call["created_at"])
+        yield _span(trace, (publish, parent), f"publish {queue}", times, sent, None, kind=PRODUCER)
+    taken = {"messaging.operation.name": "process", "messaging.operation.type": "process", **said}
+    long = (trace["ended_at"] - trace["created_at"]).total_seconds() > LONG_S
+    ids, times = (
+        (_span_id(attempt["id"], "process"), parent if long else publish),
+        (attempt["started_at"], attempt["ended_at"]),
+    )
+    made = _span(trace, ids, f"process {queue}", times, taken, None, kind=CONSUMER)
+    yield made | ({"links": [{"traceId": trace["root_id"].hex, "spanId": publish}]} if long else {})
 
 
 def request(found: Iterable[Span], *, mesh: str, version: str) -> dict[str, Any]:
@@ -86,7 +116,7 @@ def _span(
 
 def _span_id(row: UUID, what: str) -> str:
     """Eight bytes that are always the same for the same row: of its random half, told apart by what it is."""
-    mark = {"workflow": 1, "agent": 2, "chat": 3, "tool": 4}[what]
+    mark = {"workflow": 1, "agent": 2, "chat": 3, "tool": 4, "publish": 5, "process": 6}[what]
     return f"{(row.int & ((1 << 64) - 1)) ^ mark:016x}"
 
 
@@ -106,5 +136,7 @@ def _value(value: Any) -> dict[str, Any]:
             return {"intValue": str(value)}
         case float():
             return {"doubleValue": value}
+        case list():
+            return {"arrayValue": {"values": [_value(one) for one in value]}}
         case _:
             return {"stringValue": str(value)}

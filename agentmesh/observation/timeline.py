@@ -9,11 +9,13 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC
 from typing import Any
 from uuid import UUID
 
-from agentmesh.errors import Ambiguous, Mistake, UnknownPlan, UnknownTrace
+from agentmesh.errors import Ambiguous, Mistake, TracePruned, UnknownPlan, UnknownTrace
 from agentmesh.infrastructure.database import Database, Row
+from agentmesh.state import pruning
 
 ENDED = frozenset({"done", "failed", "cancelled"})
 STATUSES = ("held", "queued", "running", "waiting", *sorted(ENDED))
@@ -44,9 +46,10 @@ SELECT {_HEADER}, t.permissions, t.policy, t.payload, t.result, t.error, t.waits
 
 # What models cost: of decisions that were taken, and of those that failed. Who notes an event may put anything into it.
 ASKED = """
-SELECT step_id, max(model) AS model, sum(input)::bigint AS input_tokens, sum(output)::bigint AS output_tokens,
+SELECT step_id, max(model) AS model, max(served) AS served, array_agg(finish) AS finishes,
+  sum(input)::bigint AS input_tokens, sum(output)::bigint AS output_tokens,
   sum(cost)::float8 AS cost_usd
- FROM (SELECT step_id, said->>'model' AS model,
+ FROM (SELECT step_id, said->>'model' AS model, said->>'served' AS served, coalesce(said->>'finish', 'error') AS finish,
     CASE jsonb_typeof(said->'input_tokens') WHEN 'number'
      THEN least(greatest((said->>'input_tokens')::numeric, 0), 1e15) END AS input,
     CASE jsonb_typeof(said->'output_tokens') WHEN 'number'
@@ -60,7 +63,7 @@ SELECT step_id, max(model) AS model, sum(input)::bigint AS input_tokens, sum(out
 
 STEPS = f"""
 SELECT id, ordinal, node, iteration, kind, phase, status, require, slots, pending, wins, failures, losses, action, output, error,
- created_at, started_at, ended_at, wake_at, waits_for, model, input_tokens, output_tokens, cost_usd,
+ created_at, started_at, ended_at, wake_at, waits_for, model, served, finishes, input_tokens, output_tokens, cost_usd,
  extract(epoch FROM coalesce(ended_at, mesh.mesh_asof())
    - CASE kind WHEN 'tools' THEN created_at ELSE coalesce(started_at, created_at) END)::float8 AS seconds
  FROM mesh.steps LEFT JOIN ({ASKED}) asked ON step_id = id
@@ -68,8 +71,8 @@ SELECT id, ordinal, node, iteration, kind, phase, status, require, slots, pendin
 """  # noqa: S608 - our own statement
 
 CALLS = """
-SELECT id, step_id, slot, idx, slot_mode, tool, label, args, effect, status, queue, epoch, n, failures, losses, max_losses,
- max_attempts, result, error, created_at, ended_at, wake_at
+SELECT id, step_id, slot, idx, slot_mode, tool, label, args, effect, inline, status, queue, epoch, n, failures, losses,
+ max_losses, max_attempts, result, error, created_at, ended_at, wake_at
  FROM mesh.calls WHERE step_id IN (SELECT s.id FROM mesh.steps s WHERE s.trace_id = %(id)s) AND tenant_id = %(tenant)s
   AND kind = 'tool' ORDER BY step_id, slot, idx
 """
@@ -166,7 +169,7 @@ def resolve(db: Database, tenant: str, given: str) -> UUID:
         {"tenant": tenant, "low": UUID(digits.ljust(32, "0")), "high": UUID(digits.ljust(32, "f"))},
     )
     if not rows:
-        raise UnknownTrace("no trace has this id", value=given)
+        raise gone(db, tenant, UUID(digits.ljust(32, "0")), UUID(digits.ljust(32, "f")), given)
     if len(rows) > 1:
         listed = ", ".join(str(row["id"]) for row in rows[:3]) + (" …" if len(rows) > 3 else "")
         raise Ambiguous("more than one trace begins so", value=given, expected=f"one of {listed}")
@@ -203,9 +206,22 @@ def trace(db: Database, tenant: str, trace_id: UUID) -> Timeline:
     key = {"id": trace_id, "tenant": tenant}
     with db.checkout() as tx:
         header = tx.one(ONE, key)
-        if header is None:
-            raise UnknownTrace("no trace has this id", value=str(trace_id))
-        return Timeline(header, tx.all(STEPS, key), tx.all(CALLS, key), tx.all(ATTEMPTS, key), tx.all(CHILDREN, key))
+        if header is not None:
+            return Timeline(
+                header, tx.all(STEPS, key), tx.all(CALLS, key), tx.all(ATTEMPTS, key), tx.all(CHILDREN, key)
+            )
+    raise gone(db, tenant, trace_id, trace_id, str(trace_id))
+
+
+def gone(db: Database, tenant: str, low: UUID, high: UUID, given: str) -> UnknownTrace:
+    """Why there is no trace with an id from `low` to `high`: it was pruned, which says when and where it is archived, or there
+    was none."""
+    row = pruning.where(db, tenant, low, high)
+    if row is None:
+        return UnknownTrace("no trace has this id", value=given)
+    kept = f"archived in {row['archive']}" if row["archive"] else "kept nowhere"
+    when = row["at"].astimezone(UTC).isoformat(timespec="seconds")
+    return TracePruned(f"this trace was pruned at {when} by {row['by']}, and is {kept}", value=given)
 
 
 def events(db: Database, tenant: str, trace_id: UUID, *, after: int = 0, limit: int = 10_000) -> list[Row]:
@@ -236,7 +252,7 @@ def header(db: Database, tenant: str, trace_id: UUID) -> Row:
     """The trace's own row. Raises UnknownTrace."""
     rows = db.read(ONE, {"id": trace_id, "tenant": tenant})
     if not rows:
-        raise UnknownTrace("no trace has this id", value=str(trace_id))
+        raise gone(db, tenant, trace_id, trace_id, str(trace_id))
     return rows[0]
 
 

@@ -5,9 +5,12 @@ from __future__ import annotations
 import base64
 import hmac
 import json
-from collections.abc import Callable
+import re
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import httpx
 import pytest
@@ -15,6 +18,7 @@ from joserfc import jwe, jwt
 from joserfc.jwk import OctKey, OKPKey, RSAKey
 
 from agentmesh.console.gateway import _api, describe
+from agentmesh.errors import BlobMissing
 from agentmesh.records import new_id
 from agentmesh.state import audit
 from agentmesh.state.keys import KeyTable
@@ -478,3 +482,66 @@ def test_s08_a_key_revoked_elsewhere_is_refused_here_within_half_a_minute(door: 
     assert row._fresh_s <= 25
     row._seen.clear()  # what time does
     problem(caller.get("/v1/traces"), 401, "E_UNAUTHENTICATED")
+
+
+# --- what lies in the database, and what in files ----------------------------------------------------------------------
+
+
+def test_s23_a_blob_is_read_by_its_tenant_alone_and_nothing_tells_that_it_is_there(door: Door) -> None:
+    big = {"do": [], "text": "x" * 100_000}
+    ours, theirs = door.client(), door.client(tenant="acme")
+    first = ours.post("/v1/intents", json=intent(big))
+    second = theirs.post("/v1/intents", json=intent(big))
+    assert (first.status_code, first.json().keys()) == (second.status_code, second.json().keys())
+    [(digest, tenants)] = [
+        (one["hash"], one["tenants"])
+        for one in door.lab.rows(
+            "SELECT hash, array_agg(tenant_id ORDER BY tenant_id) AS tenants FROM mesh.blobs GROUP BY hash"
+        )
+    ]
+    assert tenants == ["acme", "default"]  # each has its own: no upload is quicker for another's
+    assert theirs.get(second.headers["location"]).json()["payload"] == big
+    door.lab.rows("DELETE FROM mesh.blobs WHERE tenant_id = 'acme'")
+    for known in (digest, "0" * 64):
+        reference = {"$blob": known}
+        problem(theirs.post("/v1/intents", json=intent(reference)), 422, "E_PAYLOAD")
+        with pytest.raises(BlobMissing):
+            door.mesh.blobs.expand("acme", reference)
+        kept = door.mesh.blobs.shrink("acme", reference, what="a text of theirs")
+        assert door.mesh.blobs.expand("acme", kept) == reference  # what they wrote, not what it looks like
+
+
+PATHS = ("..", "../../etc/passwd", "/etc/passwd", "..\\..\\passwd", "passwd\0.json", "CON", "~root", "%2e%2e%2fpasswd")
+
+
+@pytest.fixture
+def opened() -> Iterator[list[str]]:
+    """Every file that this process opens meanwhile."""
+    found: list[str] = []
+    hearing = [True]
+
+    def hear(event: str, args: tuple[Any, ...]) -> None:  # there is no way to take a hook away
+        if hearing and event == "open":
+            found.append(str(args[0]))
+
+    sys.addaudithook(hear)
+    yield found
+    hearing.clear()
+
+
+def test_s34_no_name_of_a_request_opens_a_file(door: Door, opened: list[str]) -> None:
+    """Every parameter of every path, and what a body names: a row or nothing."""
+    sender, before, walked = door.client(), door.lab.everything(), 0
+    for method, path in operations():
+        for name in re.findall(r"{(\w+)}", path):
+            for said in PATHS:
+                place = path.replace(f"{{{name}}}", quote(said, safe=""))
+                answer = sender.request(method, filled(place, new_id()), json={} if method != "GET" else None)
+                assert 400 <= answer.status_code < 500, (method, place, answer.text)
+                walked += 1
+    for said in set(PATHS) - {"CON"}:  # which is a name like any other
+        for body in ({"to": said}, {"context_id": said}, {"intent": said}):
+            assert sender.post("/v1/intents", json=intent(**body)).status_code in {400, 404, 422}
+    assert walked > 100
+    assert [one for one in opened if any(part in one for part in ("passwd", "..", "~root"))] == []
+    assert door.lab.everything() == before

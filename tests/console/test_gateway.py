@@ -235,7 +235,7 @@ def test_health_is_told_to_strangers_and_figures_to_those_who_may(door: Door) ->
     shop = door.client()
     shop.post("/v1/intents", json=intent())
     page = shop.get("/metrics").text
-    assert "agentmesh_intents_accepted_total 1.0" in page
+    assert 'agentmesh_intents_accepted_total{agent="puppet"} 1.0' in page
     assert 'agentmesh_refused_total{reason="E_FORBIDDEN"} 1.0' in page
     assert 'agentmesh_ready{queue="agent.puppet"} 1.0' in page
     assert 'agentmesh_workers{state="alive"} 1.0' in page

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from agentmesh.behavior.agents import define_agent
+from agentmesh.records import new_id
 from agentmesh.state import audit
 from tests.console.doors import Door, intent, problem
 
@@ -181,3 +182,53 @@ def test_each_order_wants_its_own_permission(door: Door) -> None:
     problem(reader.put("/v1/schedules/daily", json={}), 403, "E_FORBIDDEN")
     problem(reader.post("/v1/schedules/daily/remove"), 403, "E_FORBIDDEN")
     problem(reader.get("/v1/audit"), 403, "E_FORBIDDEN")
+
+
+# --- lists in pages
+
+
+def walked(client: Any, path: str, key: str) -> list[str]:
+    """Every item's key, following `next` from page to page of one."""
+    found: list[str] = []
+    following: str | None = f"{path}?limit=1"
+    while following:
+        page = client.get(following).json()
+        found += [one[key] for one in page["items"]]
+        following = page["next"]
+    return found
+
+
+def test_every_list_is_walked_page_by_page_whatever_comes_and_goes(door: Door) -> None:
+    reader, keeper = door.client("traces:read"), door.client()
+    for n in range(3):
+        waiting(door, cents=n)
+        keeper.put(f"/v1/schedules/s{n}", json={"agent": "puppet", "intent": "work", "cron": "0 9 * * *"})
+        url = keeper.post("/v1/intents", json=intent(BOOM)).headers["location"]
+        door.lab.drain()
+        door.lab.rows("INSERT INTO mesh.dead_letters (id, tenant_id, trace_id, code, fingerprint) VALUES"
+                      " (%(id)s, 'default', %(trace)s, 'E_POISON', 'f')", id=new_id(), trace=url.rpartition("/")[2])  # fmt: skip
+    for path, key in (("/v1/approvals", "step_id"), ("/v1/schedules", "id"), ("/v1/dlq", "id"), ("/v1/agents", "id")):
+        every = [one[key] for one in reader.get(path).json()["items"]]
+        assert len(every) == (2 if key == "id" and path == "/v1/agents" else 3)
+        assert walked(reader, path, key) == every == sorted(every)
+        following = reader.get(path, params={"limit": 1}).json()["next"]
+        problem(door.client(tenant="acme").get(following), 404, "E_PAGE_UNKNOWN")  # a cursor is its tenant's
+        problem(reader.get(following.replace(path, "/v1/traces")), 404, "E_PAGE_UNKNOWN")  # and its list's
+    first = reader.get("/v1/schedules", params={"limit": 1}).json()
+    keeper.post("/v1/schedules/s0/remove")
+    keeper.put("/v1/schedules/a", json={"agent": "puppet", "intent": "work", "cron": "0 9 * * *"})
+    assert [one["id"] for one in reader.get(first["next"]).json()["items"]] == ["s1"]
+
+
+def test_a_dump_wants_a_grant_of_its_own_and_holds_no_secret(door: Door) -> None:
+    shop = door.client(owner="shop")
+    payload = {"cents": 5, "password": "canary-1", "note": "Authorization: Bearer canary-2-0123456789"}
+    url = str(shop.post("/v1/intents", json=intent(payload, to="clerk")).headers["location"])
+    door.lab.drain()
+    problem(door.client("traces:read", "traces:steer").get(f"{url}/dump"), 403, "E_FORBIDDEN")
+    told = door.client("traces:debug").get(f"{url}/dump")
+    said = told.json()
+    assert (said["trace"]["status"], said["next"][0]["node"]) == ("waiting", "approval")
+    assert [one["node"] for one in said["open_steps"]] == ["approval"]
+    assert {"plan", "events", "memory", "calls", "attempts", "children"} <= said.keys()
+    assert "canary" not in told.text

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import http.server
+import importlib.util
 import json
 import subprocess
 import sys
@@ -15,7 +16,7 @@ from typing import Any
 import pytest
 
 from agentmesh import ACPClient, BIRRouter
-from agentmesh.errors import GatewayUnreachable, MeshError, Mistake, StillWorking, TraceFailed
+from agentmesh.errors import GatewayUnreachable, MeshError, Mistake, NoDecision, StillWorking, TraceFailed
 from agentmesh.testing import race, until
 from tests.console.doors import Door
 from tests.console.test_gateway import producer
@@ -207,6 +208,52 @@ except GatewayUnreachable:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     loaded = {name.partition(".")[0] for name in json.loads(done.stdout)}
     assert loaded & {"celery", "kombu", "sqlalchemy", "psycopg", "fastapi", "redis", "joserfc"} == set()
+
+
+def test_a_decision_is_rewarded_once_by_who_may_and_the_audit_says_so(door: Door, make_router: Any) -> None:
+    trace = make_router(token=door.issue("*", owner="judge")[1]).dispatch(*INTENT, WORK)
+    with pytest.raises(NoDecision):
+        trace.feedback(1.0)
+    door.lab.drain()
+    assert [trace.feedback(0.5, key="k", note="slow") for _ in range(2)] == [1, 1]
+    assert [one["reward"] for one in door.lab.rows("SELECT reward FROM mesh.rewards")] == [0.5]
+    noted = door.lab.rows("SELECT body::jsonb AS said FROM mesh.audit WHERE body::jsonb->>'action' = 'REWARD'")
+    assert [(one["said"]["by"], one["said"]["permission"]) for one in noted] == [("judge", "traces:feedback")]
+    refused = door.client("traces:steer").post(f"/v1/traces/{trace.id}/feedback", json={"reward": 1})
+    assert (refused.status_code, refused.json()["code"]) == (403, "E_FORBIDDEN")
+
+
+BARE = ("agentmesh", "annotated_types", "anyio", "certifi", "h11", "httpcore", "httpx", "idna", "pydantic", "pydantic_core",
+        "rfc8785", "tenacity", "typing_extensions", "typing_inspection")  # fmt: skip
+PRODUCER = """
+import sys
+sys.path.insert(0, sys.argv[1])
+from agentmesh import ACPClient, BIRRouter
+router = BIRRouter(acp_client=ACPClient(sys.argv[2], token=sys.argv[3]))
+trace = router.dispatch("work", "shop", "puppet", "c-1", {"do": []}, idempotency_key="k")
+print(trace.id, trace.status(), *([trace.result(timeout=10)] if trace.status() == "done" else []))
+"""
+
+
+def test_a_producer_over_http_needs_httpx_pydantic_tenacity_and_rfc8785_and_nothing_else(
+    door: Door, tmp_path: Path
+) -> None:
+    """In an environment that holds these alone, with what they need themselves."""
+    for name in BARE:
+        found = importlib.util.find_spec(name)
+        assert found is not None
+        assert found.origin is not None
+        source = Path(found.origin)
+        source = source.parent if source.name == "__init__.py" else source
+        (tmp_path / source.name).symlink_to(source)
+    command = [sys.executable, "-I", "-S", "-c", PRODUCER, str(tmp_path), door.url, door.issue("*")[1]]
+
+    def run() -> list[str]:
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout.split()
+
+    first = run()
+    door.lab.drain()
+    assert (first[1], run()) == ("queued", [first[0], "done", "{}"])
 
 
 def test_the_token_is_found_in_the_environment(door: Door, make_router: Any, monkeypatch: pytest.MonkeyPatch) -> None:

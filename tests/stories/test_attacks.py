@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pickle
 import signal
@@ -15,8 +16,10 @@ import pytest
 import redis
 import sqlalchemy as sa
 
+from agentmesh.communication.envelope import Envelope, audience, sign
 from agentmesh.records import Ring, new_id
 from agentmesh.testing import race, until
+from agentmesh.wiring import now_s
 
 pytestmark = pytest.mark.story
 RATE = {"tools": [{"tool": "rate", "args": {"text": "calm"}}]}
@@ -80,6 +83,29 @@ def test_s01_s05_a_forged_envelope_is_refused_and_the_row_still_finishes(make_st
     assert until(lambda: other.status() in {"running", "done"}, what="the other trace's own start")
     story.worker("tools")
     story.quiet()
+
+
+@pytest.mark.parametrize("kind", ["amqp", "redis"])
+def test_s04_an_envelope_whose_row_nobody_made_is_refused_counted_and_audited(make_story: Any, kind: str) -> None:
+    """Signed by the mesh's own key, for this very queue: still a message makes no row."""
+    story = make_story(kind)
+    worker = story.worker("agents")
+    made = Envelope.model_validate_json(json.dumps({
+        "meta": {"trace_id": str(new_id()), "timestamp": now_s(), "from": "story", "to": story.agent("runner")},
+        "context": {"context_id": "c"}, "command": {"intent": "work", "payload": {"n": 1}},
+    }))  # fmt: skip
+    queue = f"agent.{story.agent('runner')}"
+    aud = audience(story.mesh.settings.mesh.name, queue)
+    token = sign(made, story.mesh.key, aud=aud, jti=new_id(), now_s=now_s())
+    forged = Ring("trace", made.meta.trace_id, 1, queue, queue, made.meta.trace_id, envelope=token)
+    assert story.mesh.broker.ring([forged] * 3) == []
+    answered(story)
+    assert story.value("SELECT count(*) FROM mesh.traces WHERE id = %s", made.meta.trace_id) == 0
+    assert worker.text().count("reason=row") == 3
+    noted = story.rows("SELECT body::jsonb AS said FROM mesh.audit WHERE body::jsonb->>'action' = 'ENVELOPE_REFUSED'")
+    assert [(one["said"]["reason"], one["said"]["last"]["row"]) for one in noted] == [("row", str(made.meta.trace_id))]
+    counted = "SELECT counts->>'refused.row' FROM mesh.workers WHERE state = 'alive'"
+    assert until(lambda: story.value(counted) == "3", what="the worker's count")
 
 
 def test_s11_guessed_ids_and_forged_canvas_move_nothing(make_story: Any) -> None:
