@@ -11,6 +11,7 @@ PostgreSQL, fsync'd, before the next step starts.
 from __future__ import annotations
 
 import asyncio
+import base64
 import importlib
 import json
 import os
@@ -20,6 +21,7 @@ import sys
 import threading
 import time
 from contextlib import suppress
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
@@ -34,6 +36,8 @@ ROOT = str(Path(__file__).parent.parent)
 
 # fan: parallel calls joined at each step; sleep: seconds the tool sleeps. mode: bulk (submit all, wait for all), serial
 # (one at a time), window (so many in flight), growth (bulk on a full database), recovery (SIGKILL at 40 % of the calls).
+# kib: the payload's size; workers: processes; contexts: how many all runs share; env: what each process of the measurement is
+# told. W1 to W7 are what every harness measures, the others are ours.
 WORKLOADS: dict[str, dict[str, Any]] = {
     "W1": {"n": 2000, "steps": 1, "fan": 1, "sleep": 0, "mode": "bulk"},
     "W2": {"n": 500, "steps": 3, "fan": 3, "sleep": 0, "mode": "bulk"},
@@ -42,6 +46,17 @@ WORKLOADS: dict[str, dict[str, Any]] = {
     "W5": {"n": 300, "steps": 1, "fan": 3, "sleep": 0.05, "mode": "window", "window": 100},
     "W6": {"n": 2000, "steps": 1, "fan": 1, "sleep": 0, "mode": "growth", "seed": 200_000},
     "W7": {"n": 100, "steps": 10, "fan": 1, "sleep": 0, "mode": "recovery", "effects": 1},
+    "W2c": {"n": 300, "steps": 3, "fan": 3, "sleep": 0, "mode": "bulk", "env": {"PEER_TOOLS": "workers"}},
+    "P1": {"n": 500, "steps": 1, "fan": 1, "sleep": 0, "mode": "bulk", "kib": 1},
+    "P64": {"n": 300, "steps": 1, "fan": 1, "sleep": 0, "mode": "bulk", "kib": 64},
+    "P1024": {"n": 60, "steps": 1, "fan": 1, "sleep": 0, "mode": "bulk", "kib": 1024},
+    "N1": {"n": 400, "steps": 3, "fan": 1, "sleep": 0, "mode": "bulk", "workers": 1},
+    "N2": {"n": 400, "steps": 3, "fan": 1, "sleep": 0, "mode": "bulk", "workers": 2},
+    "N4": {"n": 400, "steps": 3, "fan": 1, "sleep": 0, "mode": "bulk", "workers": 4},
+    "N8": {"n": 400, "steps": 3, "fan": 1, "sleep": 0, "mode": "bulk", "workers": 8},
+    "H1": {"n": 400, "steps": 3, "fan": 1, "sleep": 0, "mode": "bulk", "contexts": 1, "env": {"PEER_MEMORY": "1"}},
+    "H400": {"n": 400, "steps": 3, "fan": 1, "sleep": 0, "mode": "bulk", "contexts": 400, "env": {"PEER_MEMORY": "1"}},
+    "G1": {"n": 1000, "steps": 1, "fan": 1, "sleep": 0, "mode": "growth"},
 }
 _local = threading.local()
 
@@ -59,6 +74,17 @@ def fresh_db(name: str) -> str:
         connection.execute(f'drop database if exists "{name}" with (force)')
         connection.execute(f'create database "{name}"')
     return db_url(name)
+
+
+@lru_cache
+def _noise() -> str:
+    return base64.b64encode(os.urandom(768 * 1024)).decode()
+
+
+def payload(run: str, w: dict[str, Any]) -> dict[str, Any]:
+    """What a run of this workload is given; its text is like no other run's, and cannot be compressed."""
+    given = {"run": run, "sleep": w["sleep"], "effects": w.get("effects", 0)}
+    return given | ({"text": (run + _noise())[: w["kib"] * 1024]} if w.get("kib") else {})
 
 
 def tool(run: str, step: int, i: int, sleep: float = 0, effects: int = 0) -> int:
@@ -280,8 +306,9 @@ class Runs:
 
     async def bulk(self, n: int) -> dict[str, Any]:
         found: dict[str, Any] = {}
-        if self.w.get("seed"):
-            await asyncio.to_thread(self.peer.seed_finished, self.w["seed"])
+        seed = int(os.environ.get("PEER_SEED", self.w.get("seed", 0)))
+        if seed:
+            await asyncio.to_thread(self.peer.seed_finished, seed)
         ids = [f"r{i}" for i in range(n)]
         with Meter(self.peer) as meter:
             started = time.perf_counter()
@@ -385,7 +412,11 @@ def clone_rows(db: str, table: str, n: int, where: str, **new: str) -> None:
         values = ", ".join(new.get(one, f't."{one}"') for one in columns)
         names = ", ".join(f'"{one}"' for one in columns)
         connection.execute(
-            f"insert into {table} ({names}) select {values} from {table} t, generate_series(1, {n}) g where {where}"
+            "set statement_timeout = 0; set session_replication_role = replica"
+        )  # what triggers write is cloned, too
+        connection.execute(
+            f"insert into {table} ({names}) select {values} from generate_series(1, {n}) g"
+            f" cross join lateral (select * from {table} t where {where} offset 0) t"  # one copy behind the other
         )
         connection.execute(f"vacuum analyze {table}")
 
@@ -402,6 +433,7 @@ def wait_ready(check: Any, seconds: float = 60, what: str = "worker") -> None:
 
 
 def main(name: str, workload: str, n: str = "-") -> None:
+    os.environ.update(WORKLOADS[workload].get("env", {}))
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that stop() runs when the driver gives up
     peer = importlib.import_module(f"bench.{name}")
     try:

@@ -6,6 +6,7 @@ let PostgreSQL group the fsyncs.
 
 from __future__ import annotations
 
+import json
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -29,7 +30,7 @@ def setup() -> None:
     C.fresh_db(DB)
     with C.pg(DB) as connection:
         connection.execute("""create table runs(seq bigserial primary key, id text unique, steps int, fan int,
-          sleep float8, effects int, step int default 0, status text default 'queued', result jsonb);
+          sleep float8, effects int, step int default 0, status text default 'queued', result jsonb, payload jsonb);
           create index on runs(seq) where status = 'queued'""")
 
 
@@ -68,21 +69,24 @@ def worker(loops: str) -> None:
 def start_worker(workload: str = "W1") -> None:
     with C.pg(DB) as connection:  # what a dead worker held
         connection.execute("update runs set status = 'queued' where status = 'running'")
-    for _ in range(2):
+    number = C.WORKLOADS[workload].get("workers", 2)
+    for _ in range(number):
         PROCS.start(C.module_worker("floor", str(LOOPS.get(workload, 8))))
     ready = "select count(*) from pg_stat_activity where application_name = 'floor_ready' and query like 'listen%'"
     with C.pg() as connection:
-        C.wait_ready(lambda: connection.execute(ready).fetchone()[0] >= 2)  # type: ignore[index]
+        C.wait_ready(lambda: connection.execute(ready).fetchone()[0] >= number)  # type: ignore[index]
 
 
 class Client(C.PgClient):
     SQL = "select id from runs where id = any(%s) and status = 'done'"
 
     async def submit(self, ids: list[str], w: dict[str, Any]) -> None:
+        texts = [json.dumps(C.payload(run, w)) if w.get("kib") else None for run in ids]
         await self.c.execute(
-            "with i as (insert into runs(id, steps, fan, sleep, effects) select x, %s, %s, %s, %s from unnest(%s::text[]) x"
-            " returning 1) select pg_notify('work', '') from (select count(*) from i) q",
-            (w["steps"], w["fan"], w["sleep"], w.get("effects", 0), ids),
+            "with i as (insert into runs(id, steps, fan, sleep, effects, payload) select x.id, %s, %s, %s, %s, x.given"
+            " from unnest(%s::text[], %s::jsonb[]) x(id, given) returning 1)"
+            " select pg_notify('work', '') from (select count(*) from i) q",
+            (w["steps"], w["fan"], w["sleep"], w.get("effects", 0), ids, texts),
         )
 
 

@@ -17,7 +17,7 @@ CELLS = {
     "floors": ("commits_s_16", "/s", True), "W1": ("runs_s", "/s", True), "W2": ("runs_s", "/s", True),
     "W3": ("runs_s", "/s", True), "W4": ("lat_p50_ms", "ms", False), "W5": ("runs_s", "/s", True),
     "W6": ("runs_s", "/s", True), "W7": ("recovery_s", "s", False),
-}  # fmt: skip
+} | dict.fromkeys(("W2c", "P1", "P64", "P1024", "N1", "N2", "N4", "N8", "H1", "H400", "G1"), ("runs_s", "/s", True))  # fmt: skip
 MORE = ("idle_p50_ms", "commits_run", "wal_kb_run", "cpu_ms_run", "worker_mb", "probe_commit_ms", "other_cores", "lost",
         "repeated", "missing")  # fmt: skip
 QUICK = 10
@@ -31,7 +31,7 @@ def measure(system: str, workload: str, n: str, env: dict[str, str], peers: Path
         root = Path(env.get("PEER_VENVS", peers / "venvs"))
         python, package, folder = str(root / f"venv-{system}" / "bin" / "python"), "peers", str(peers)
     command = [python, "-m", f"{package}.common", system, workload, n]
-    done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=600, check=False)
+    done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=1800, check=False)
     for line in done.stdout.splitlines():
         if line.startswith("RESULT "):
             return json.loads(line[7:])  # type: ignore[no-any-return]
@@ -53,7 +53,7 @@ def rounds(
         for workload in workloads:
             whole = common.WORKLOADS[workload]["n"]
             n = str(max(20, whole // QUICK)) if quick else str(whole)
-            for system in systems:
+            for system in [*systems, *(("chords",) if workload == "W2c" and "chords" not in systems else ())]:
                 row = measure(system, workload, n, env, peers)
                 rows.append(row)
                 print(json.dumps(row), file=sys.stderr, flush=True)

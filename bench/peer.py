@@ -6,7 +6,8 @@ worker where the tools wait (W5; 16 by default, or PEER_THREADS), and no copy of
 `write_memory: false`): the results stand on the steps. PEER_BROKER is pg (doorbells in the same PostgreSQL, nothing else
 to run), redis, or amqp, whose CPU is counted where BENCH_BROKER_PIDS names its process.
 
-PEER_TOOLS=workers runs the same tools as chords on two tool workers (W2c), with two agent workers beside them.
+PEER_MEMORY=1 lets results be written to memory. PEER_TOOLS=workers runs the same
+tools as chords on two tool workers (W2c), with two agent workers beside them.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ if __package__ == "bench":
 else:
     from . import common as C  # type: ignore[no-redef]  # noqa: N812, TID252
 
-DB = "peer_agentmesh"
+DB = os.environ.get("PEER_DB", "peer_agentmesh")
 NAME = __name__.rpartition(".")[2]
 PROCS = C.Procs()
 BROKER = os.environ.get("PEER_BROKER", "pg")
@@ -36,7 +37,7 @@ USES_REDIS = BROKER == "redis"
 LEAVES = os.environ.get("PEER_TOOLS") == "workers"
 HOME = Path(tempfile.gettempdir()) / f"{DB}-{os.getuid()}"
 THREADS = {"W5": "50"}
-PLANS = {"one": (1, 1), "three": (1, 3), "three-threes": (3, 3), "ten": (10, 1)}
+PLANS = {"one": (1, 1), "three": (1, 3), "three-ones": (3, 1), "three-threes": (3, 3), "ten": (10, 1)}
 
 
 def mesh() -> Mesh:
@@ -65,7 +66,11 @@ def _agent(name: str, steps: int, fan: int) -> Any:
         for step in range(steps)
     ]  # fmt: skip
     return define_agent(
-        name, chain={"chain": name, "steps": work}, tools=["count"], policy={"write_memory": False}, group="bench"
+        name,
+        chain={"chain": name, "steps": work},
+        tools=["count"],
+        policy={"write_memory": bool(os.environ.get("PEER_MEMORY"))},
+        group="bench",
     )
 
 
@@ -76,6 +81,8 @@ def worker(kind: str, threads: str) -> None:
 
 def setup() -> None:
     HOME.mkdir(exist_ok=True)
+    if os.environ.get("PEER_KEEP"):  # the database stands
+        return
     url = C.fresh_db(DB)
     migrate.upgrade(url)
     if BROKER == "amqp":
@@ -91,13 +98,20 @@ def setup() -> None:
 
 
 def start_worker(workload: str = "W1") -> None:
-    kinds = ["agents", "agents", "tools", "tools"] if LEAVES else ["agents", "agents"]
+    number = getattr(C, "WORKLOADS", {}).get(workload, {}).get("workers", 2)
+    kinds = ["agents"] * number + ["tools"] * (number if LEAVES else 0)
     for kind in kinds:
         PROCS.start(C.module_worker(NAME, kind, os.environ.get("PEER_THREADS") or THREADS.get(workload, "16")))
     pids = [one.pid for one in PROCS.ps]
     ready = "select count(*) from mesh.workers where state = 'alive' and pid = any(%s)"
     with C.pg(DB) as connection:
         C.wait_ready(lambda: connection.execute(ready, (pids,)).fetchone()[0] == len(kinds))  # type: ignore[index]
+
+
+def _payload(run: str, w: dict[str, Any]) -> dict[str, Any]:
+    if hasattr(C, "payload"):
+        return C.payload(run, w)
+    return {"run": run, "sleep": w["sleep"], "effects": w.get("effects", 0)}
 
 
 class Client(C.PgClient):
@@ -109,10 +123,11 @@ class Client(C.PgClient):
 
     async def submit(self, ids: list[str], w: dict[str, Any]) -> None:
         to = next(name for name, shape in PLANS.items() if shape == (w["steps"], w["fan"]))
+        contexts = w.get("contexts")
         intents = [
-            {"intent": "work", "from_id": "bench", "to_id": to, "context_id": run,
-             "payload": {"run": run, "sleep": w["sleep"], "effects": w.get("effects", 0)}}
-            for run in ids
+            {"intent": "work", "from_id": "bench", "to_id": to, "context_id": f"c{n % contexts}" if contexts else run,
+             "payload": _payload(run, w)}
+            for n, run in enumerate(ids)
         ]  # fmt: skip
         made = self.mesh.router.dispatch_many(intents)
         self.traces |= dict(zip(ids, (one.id for one in made), strict=True))
@@ -131,28 +146,51 @@ async def make_client(_: dict[str, Any]) -> Any:
     return await Client().open(DB)
 
 
+DAYS = 90
+
+
 def seed_finished(n: int) -> None:
-    """Every row that the first run left, n times, in the order of time."""
+    """Every row that the first run left, n times, as if they had ended evenly over the last 90 days; audited and sealed."""
     with C.pg(DB) as connection:
-        first = connection.execute("select id from mesh.traces where status = 'done' order by id limit 1").fetchone()[0]  # type: ignore[index]
+        first, from_ms = connection.execute(
+            "select id, ((extract(epoch from now()) - %s * 86400) * 1000)::bigint from mesh.traces where status = 'done'"
+            " order by id limit 1", (DAYS,)).fetchone()  # type: ignore[misc]  # fmt: skip
+        sealed = "select count(*) from mesh.audit where seq is not null"
+        C.wait_ready(lambda: connection.execute(sealed).fetchone()[0] > 0)  # type: ignore[index]
+    at = f"{from_ms} + g * {DAYS * 86_400_000 // (n + 1)}::bigint"
 
     def copy(column: str) -> str:
-        return f"(lpad(to_hex(g), 12, '0') || right(md5(t.{column}::text || g), 20))::uuid"
+        return f"(lpad(to_hex({at}), 12, '0') || '7' || right(md5(t.{column}::text || g), 19))::uuid"
 
-    own = {
-        "traces": {"id": copy("id"), "root_id": copy("id"), "context_id": "t.context_id || g"},
-        "envelopes": {"id": copy("id"), "trace_id": copy("trace_id")},
-        "events": {"trace_id": copy("trace_id"), "step_id": copy("step_id"), "call_id": copy("call_id")},
-        "steps": {"id": copy("id"), "trace_id": copy("trace_id"), "after_step_id": copy("after_step_id")},
-        "calls": {"id": copy("id"), "trace_id": copy("trace_id"), "step_id": copy("step_id"), "idem_key": "t.idem_key || g"},
-        "attempts": {"id": copy("id"), "trace_id": copy("trace_id"), "step_id": copy("step_id"), "call_id": copy("call_id")},
+    times = {name: f"to_timestamp(({at}) / 1000.0) + (t.{name} - (select created_at from mesh.traces where id = '{first}'))"
+             for name in ("created_at", "started_at", "ended_at", "rung_at", "at")}  # fmt: skip
+    trace, own = copy("trace_id"), copy("id")
+    made = {
+        "traces": {"id": own, "root_id": own, "context_id": "t.context_id || g"},
+        "envelopes": {"id": own, "trace_id": trace},
+        "events": {"trace_id": trace, "step_id": copy("step_id"), "call_id": copy("call_id")},
+        "steps": {"id": own, "trace_id": trace, "after_step_id": copy("after_step_id")},
+        "calls": {"id": own, "trace_id": trace, "step_id": copy("step_id"), "idem_key": "t.idem_key || g"},
+        "attempts": {"id": own, "trace_id": trace, "step_id": copy("step_id"), "call_id": copy("call_id")},
+        "effects": {"trace_id": trace, "step_id": copy("step_id")},
     }  # fmt: skip
-    for table, new in own.items():
+    for table, new in made.items():
         key = "id" if table == "traces" else "trace_id"
-        C.clone_rows(DB, f"mesh.{table}", n, f"t.{key} = '{first}'", **new)
-    C.clone_rows(
-        DB, "mesh.contexts", n, f"t.id = (select context_id from mesh.traces where id = '{first}')", id="t.id || g"
-    )
+        C.clone_rows(DB, f"mesh.{table}", n, f"t.{key} = '{first}'", **{name: one for name, one in times.items()
+                                                                       if name in _times(table)}, **new)  # fmt: skip
+    context = f"t.id = (select context_id from mesh.traces where id = '{first}')"
+    C.clone_rows(DB, "mesh.contexts", n, context, id="t.id || g", created_at=f"to_timestamp(({at}) / 1000.0)")
+    last = "(select max(seq) from mesh.audit) + g"
+    C.clone_rows(DB, "mesh.audit", n, "t.seq = 1", id="gen_random_uuid()", seq=last)
+
+
+def _times(table: str) -> set[str]:
+    with C.pg(DB) as connection:
+        rows = connection.execute(
+            "select column_name from information_schema.columns where table_schema = 'mesh' and table_name = %s",
+            (table,),
+        ).fetchall()
+    return {row[0] for row in rows}
 
 
 def stop() -> None:

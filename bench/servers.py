@@ -53,11 +53,13 @@ def broker(kind: str, folder: Path) -> Iterator[dict[str, str]]:
 
 
 @contextmanager
-def surroundings(kind: str) -> Iterator[dict[str, str]]:
-    """What a measuring process is told by environment."""
+def surroundings(kind: str, *, redis: bool = False) -> Iterator[dict[str, str]]:
+    """What a measuring process is told by environment; `redis`: of a Redis, too, whichever broker is ours."""
     with ExitStack() as stack:
         folder = stack.enter_context(home())
         kept = {key: value for key, value in os.environ.items() if not key.startswith("AGENTMESH_")}
         kept.pop("PYTHONDONTWRITEBYTECODE", None)
         url = kept.get("PG_URL") or stack.enter_context(postgres(folder))
-        yield kept | {"PG_URL": url} | stack.enter_context(broker(kind, folder))
+        beside = stack.enter_context(broker("redis", folder)) if redis and kind != "redis" else {}
+        more = {"REDIS_URL": beside["REDIS_URL"]} if beside else {}
+        yield kept | {"PG_URL": url} | more | stack.enter_context(broker(kind, folder))
