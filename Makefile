@@ -26,10 +26,10 @@ LOCK = $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generat
   --no-emit-index-url --no-emit-find-links --no-annotate --custom-compile-command "make lock"
 
 .DEFAULT_GOAL := help
-.PHONY: help demo crash test faults soak simulate nightly lint format mutants bench bench-check audit sizes lock env wheel clean
+.PHONY: help demo crash test faults soak simulate nightly lint format mutants bench bench-check bench-growth audit sizes lock env wheel clean
 
 help:  ## what can be made
-	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' Makefile
+	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
 
 demo: $(VENV)/.demo-ready  ## install what the demo needs, and run it
 	@$(BIN)/agentmesh demo $(ARGS)
@@ -40,13 +40,13 @@ crash: $(VENV)/.demo-ready  ## the same while workers are killed with SIGKILL
 test: $(VENV)/.dev-ready  ## the tests; servers that are not there are skipped (in CI: fail)
 	@$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
 
-faults: $(VENV)/.dev-ready  ## every fault test, against servers it starts itself
-	@AGENTMESH_TEST_FIGURES=$$(mktemp) $(BIN)/python -m pytest tests/faults tests/simulation -m "faults or not faults" \
-	  -n 2 --dist loadfile --durations=15 $(ARGS)
+faults: $(VENV)/.dev-ready  ## every fault test, as often as it takes, against servers it starts itself
+	@AGENTMESH_TEST_FIGURES=$$(mktemp) AGENTMESH_TEST_ROUNDS=1 $(BIN)/python -m pytest tests -m "numbered or faults" \
+	  -n 2 --dist worksteal --durations=15 $(ARGS)
 
 soak: $(VENV)/.dev-ready  ## the same with a new seed each time, again and again for MINUTES (60)
 	@until=$$(($$(date +%s) + 60 * $(or $(MINUTES),60))); while [ $$(date +%s) -lt $$until ]; do \
-	  $(BIN)/python -m pytest tests/faults tests/simulation -m "faults or not faults" $(ARGS) || exit 1; done
+	  AGENTMESH_TEST_ROUNDS=1 $(BIN)/python -m pytest tests -m "numbered or faults" $(ARGS) || exit 1; done
 
 simulate: $(VENV)/.dev-ready  ## schedules from seeds, with faults; ARGS="--schedules 10000" for a night
 	@$(BIN)/python -m tests.simulation $(ARGS)
@@ -73,6 +73,9 @@ bench: $(VENV)/.dev-ready  ## our figures on your machine; ARGS="W1 W3 --broker 
 bench-check: $(VENV)/.dev-ready  ## whether W1 and W2 are as fast as they were, beside a hand-written loop
 	@$(BIN)/python -m bench check $(ARGS)
 
+bench-growth: $(VENV)/.dev-ready  ## what finished traces and churn cost; ARGS=--quick, GROWTH=empty,10k,100k,1M
+	@$(BIN)/python -m bench growth $(ARGS)
+
 audit: $(VENV)/.dev-ready  ## the locks against published advisories
 	@$(BIN)/python .ci/audit.py requirements/dev.lock requirements/demo.lock
 
@@ -81,7 +84,7 @@ sizes: $(VENV)/.dev-ready  ## modules and functions over the sizes we aim at
 
 lock: $(VENV)/.dev-ready  ## write the lock files anew; UPGRADE=1 takes newer releases
 	@$(BIN)/python -c "import uv" 2>/dev/null || $(PIP) install --quiet uv
-	@$(LOCK) $(if $(UPGRADE),--upgrade) --extra embedded --extra llm pyproject.toml requirements/dev.in \
+	@$(LOCK) $(if $(UPGRADE),--upgrade) --extra embedded --extra embeddings --extra llm pyproject.toml requirements/dev.in \
 	  -o requirements/dev.lock
 	@$(LOCK) --extra embedded --extra llm pyproject.toml requirements/run.in \
 	  -c requirements/dev.lock -o requirements/demo.lock

@@ -67,10 +67,10 @@ def put(ctx: ToolContext, key: str) -> str:
 
 @pytest.fixture
 def shelf(mesh_cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cli]:
-    """`mesh_cli` in a project with two tools."""
+    """`mesh_cli` in a project with two tools, whose module nothing but the verb itself finds."""
+    monkeypatch.setattr(sys, "path", [*sys.path])
     (tmp_path / "shelf_of_tools.py").write_text(SHELF)
     (tmp_path / "agentmesh.toml").write_text('[tools]\nimports = ["shelf_of_tools"]\n')
-    monkeypatch.syspath_prepend(tmp_path)
     yield mesh_cli
     sys.modules.pop("shelf_of_tools", None)
     for name in ("halve", "put"):
@@ -263,7 +263,7 @@ def test_a_mesh_whose_work_has_no_worker_is_red_and_says_the_cure(mesh_cli: Cli,
     assert ran.code == 1
     assert checks(ran) == {
         "settings": True, "database": True, "broker": True, "key": True, "agents": False, "tools": False,
-        "workers": True, "waiting": True, "webhooks": True, "gateway": True,
+        "workers": True, "waiting": True, "webhooks": True, "gateway": True, "production": True,
     }  # fmt: skip
     assert "agentmesh worker agents" in {one["cure"] for one in ran.json["checks"]}
 
