@@ -7,6 +7,7 @@ noticed within one beat and its work is given back at once.
 from __future__ import annotations
 
 import os
+import random
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -100,7 +101,7 @@ class Heart:
             log.warning("beat failed", error=str(exc).splitlines()[0])
 
     def _loop(self) -> None:
-        while not self._stop.wait(self._beat_s):
+        while not self._stop.wait(self._beat_s * random.uniform(0.9, 1.1)):  # noqa: S311 - spreads many workers' beats
             try:
                 self.beat()
             except Exception:

@@ -108,6 +108,7 @@ class Rescuer:
                 if self._looks == SELDOM + 1:
                     partitions.make_ahead(self._db)
         except (psycopg.Error, MeshError) as exc:
+            self._leads = False  # nobody leads without a database; what else asks that of it pauses too
             log.warning("rescue failed; trying again", error=str(exc).splitlines()[0])
         return self._leads
 
