@@ -235,6 +235,7 @@ class Database:
     @contextlib.contextmanager
     def checkout(self) -> Iterator[Tx]:
         """A connection in autocommit: every statement commits by itself."""
+        pool = self.engine.pool
         pooled = self._free(self.engine.raw_connection)
         driver = pooled.driver_connection
         try:
@@ -248,17 +249,23 @@ class Database:
             raise psycopg.OperationalError(f"this connection is of no use any more: {exc}") from exc
         finally:
             broken = driver is not None and driver.closed
-            if broken:
+            current = pool is self.engine.pool
+            if broken or not current:  # a pool that was disposed of would drop what comes back without closing it
                 pooled.invalidate()
             pooled.close()
-            if broken:
+            if broken and current:
                 self.engine.dispose()  # what ended this connection has most likely ended the idle ones too
 
     @contextlib.contextmanager
     def lend(self) -> Iterator[sa.Connection]:
         """A SQLAlchemy connection at read committed, for code that brings its own SQL."""
+        pool = self.engine.pool
         with self._free(self.engine.connect) as connection:
-            yield connection.execution_options(isolation_level="READ COMMITTED")
+            try:
+                yield connection.execution_options(isolation_level="READ COMMITTED")
+            finally:
+                if pool is not self.engine.pool:
+                    connection.invalidate()
 
     def _free(self, connect: Callable[[], T]) -> T:
         """A connection of the pool. Raises PoolTimeout, DatabaseUnreachable."""

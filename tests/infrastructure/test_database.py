@@ -1,5 +1,6 @@
-"""What goes into the database must not be refused by it for one character."""
+"""What goes into the database must not be refused by it for one character, and no connection is left behind."""
 
+import contextlib
 import json
 
 import psycopg
@@ -30,6 +31,17 @@ def test_a_rollback_whose_connection_is_lost_is_still_no_error(lab):
         lab.rows("SELECT pg_terminate_backend(%(pid)s, 5000)", pid=pid)
         raise psycopg.Rollback
     assert lab.rows("SELECT name FROM mesh.workers") == [{"name": "hand"}]
+
+
+@pytest.mark.parametrize("way", ["checkout", "lend"])
+def test_when_one_connection_breaks_what_others_still_hold_is_closed_as_it_comes_back(lab, way):
+    db = lab.mesh.db
+    with getattr(db, way)() as held:
+        driver = held.connection if way == "checkout" else held.connection.driver_connection
+        with contextlib.suppress(psycopg.OperationalError), db.checkout() as broken:
+            broken.one("SELECT pg_terminate_backend(pg_backend_pid())")
+        assert not driver.closed
+    assert driver.closed
 
 
 @pytest.mark.parametrize("said", ["a NUL \x00", "half a pair \udc80"])
