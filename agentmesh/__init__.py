@@ -15,6 +15,7 @@ _HOMES = {
     "ACPGateway": "agentmesh.console.gateway",
     "ACPServer": "agentmesh.communication.server",
     "Action": "agentmesh.records",
+    "AgentCall": "agentmesh.records",
     "AgentController": "agentmesh.coordination.controller",
     "AgentLifecycle": "agentmesh.coordination.lifecycle",
     "AgentRegistry": "agentmesh.coordination.registry",
@@ -64,6 +65,7 @@ __all__ = [
     "ACPGateway",
     "ACPServer",
     "Action",
+    "AgentCall",
     "AgentController",
     "AgentLifecycle",
     "AgentRegistry",
@@ -140,7 +142,7 @@ if TYPE_CHECKING:
     from agentmesh.execution.plan import BehaviorPlan
     from agentmesh.execution.router import ToolRouter
     from agentmesh.execution.tools import ToolContext, ToolRegistry, register_tool
-    from agentmesh.records import Action, Later, Verdict
+    from agentmesh.records import Action, AgentCall, Later, Verdict
     from agentmesh.state.audit import AuditPipeline
     from agentmesh.state.calls import TaskManager
     from agentmesh.state.contexts import ContextBinder, SessionManager

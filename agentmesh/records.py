@@ -286,6 +286,17 @@ class Later:
 
 
 @dataclass(frozen=True, slots=True)
+class AgentCall:
+    """Another agent that a tool stands for: its call is a child trace for `intent` (None: that of the trace that calls),
+    and that one's end is the call's. It has of the caller's permissions those in `permissions` (None: all)."""
+
+    agent: str
+    intent: str | None = None
+    permissions: tuple[str, ...] | None = None
+    within_s: float = 86_400.0
+
+
+@dataclass(frozen=True, slots=True)
 class Failure:
     """Why something failed, as it is recorded: a stable code and one line for people."""
 

@@ -54,6 +54,7 @@ from agentmesh.errors import BadToolFile, NoSigningKey, PluginRefused, UnknownPl
 from agentmesh.execution import chain
 from agentmesh.execution.answers import Answers
 from agentmesh.execution.callbacks import CallbackHandler
+from agentmesh.execution.errands import Asking
 from agentmesh.execution.executors import EXECUTORS
 from agentmesh.execution.plan import BehaviorPlan, read_plan
 from agentmesh.execution.router import ToolRouter
@@ -434,7 +435,7 @@ class Mesh:
     def runner(self) -> ToolRunner:
         return ToolRunner(
             self.db, self.tools, self.blobs, note=self.notes.note, holder=self.notes.holder,
-            alone=self._alone, answer_at=self.answers.url,
+            alone=self._alone, answer_at=self.answers.url, asks=lambda: Asking(self.parts),
         )  # fmt: skip
 
     @cached_property

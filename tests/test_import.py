@@ -14,7 +14,7 @@ import pytest
 import agentmesh
 
 PUBLIC = [
-    "ACPClient", "ACPGateway", "ACPServer", "Action", "AgentController", "AgentLifecycle", "AgentRegistry",
+    "ACPClient", "ACPGateway", "ACPServer", "Action", "AgentCall", "AgentController", "AgentLifecycle", "AgentRegistry",
     "AgentRuntime", "AuditPipeline",
     "BIRRouter", "BehaviorChainEngine", "BehaviorPlan", "CallbackHandler", "ConditionalExecutor", "ContextBinder", "DAGExecutor",
     "DataAdapter", "Executor", "HybridReasoner",

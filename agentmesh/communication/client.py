@@ -42,7 +42,7 @@ from agentmesh.records import Intent, Json, Ring, Verdict, expand_grants, new_id
 from agentmesh.state import admission, dispatch, events, rewards, traces
 from agentmesh.state.admission import Lane
 from agentmesh.state.blobs import BlobStore, is_reference
-from agentmesh.state.changes import NewTrace
+from agentmesh.state.changes import NewTrace, Parent
 from agentmesh.state.rewards import Rewarded
 from agentmesh.state.traces import Held
 
@@ -175,7 +175,7 @@ class DirectClient:
         )
 
     def send_child(  # noqa: PLR0913 - all that makes a delegation
-        self, held: Held, *, to: str | None, intent: str | None, payload: Json, permissions: Sequence[str] | None = None,
+        self, held: Held | Parent, *, to: str | None, intent: str | None, payload: Json, permissions: Sequence[str] | None = None,
         plan_hash: str | None = None, depth_limit: int = 16, waited: bool = False,
     ) -> NewTrace:  # fmt: skip
         """The trace a delegation makes: in the same context, with no more permissions than its parent has.

@@ -1,4 +1,4 @@
-"""Errands: the child traces that a step sends, to whom, and how their ends are told to it."""
+"""Errands: the child traces that a step or a tool sends, to whom, and how their ends are told to it."""
 
 from __future__ import annotations
 
@@ -20,11 +20,12 @@ from agentmesh.execution.draft import Draft, Position
 from agentmesh.execution.plan import BehaviorPlan
 from agentmesh.execution.router import idempotency_key
 from agentmesh.execution.views import Parts, Views
-from agentmesh.infrastructure.database import Database
+from agentmesh.infrastructure.database import Database, Row
 from agentmesh.infrastructure.faults import point
-from agentmesh.records import Failure, Json, Policy, Ring, new_id
+from agentmesh.records import AgentCall, Failure, Json, Policy, Ring, new_id
 from agentmesh.state import children, offers
-from agentmesh.state.changes import NewCall, NewStep, NewTrace
+from agentmesh.state.admission import Lane
+from agentmesh.state.changes import NewCall, NewStep, NewTrace, Parent
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,6 +160,34 @@ class Errands:
         return {**terms, "given": self._views.aside(at, terms["given"], "what a decision depends on")}
 
 
+@dataclass(frozen=True, slots=True)
+class Asking:
+    """Asks other agents for the tools that stand for them."""
+
+    parts: Parts
+
+    def child(self, call: Row, asks: AgentCall, payload: Json) -> NewTrace:
+        """The trace whose end is to be the end of this claimed call. Raises what `ACPClient.send_child` does."""
+        parent = Parent(
+            call["trace_id"], call["tenant_id"], call["context_id"], call["agent"], tuple(call["permissions"]),
+            call["priority"], call["depth"],
+        )  # fmt: skip
+        made = self.parts.child(
+            parent, to=asks.agent, intent=asks.intent or call["intent"], payload=payload, permissions=asks.permissions,
+            depth_limit=self.parts.depths[0], waited=True,
+        )  # fmt: skip
+        return replace(made, parent_call_id=call["id"])
+
+    def begin(self, child: NewTrace) -> None:
+        begin(self.parts, [child])
+
+
+def begin(parts: Parts, sent: Sequence[NewTrace]) -> None:
+    """After the commit that sent them."""
+    parts.ring([_first_ring(one) for one in sent if one.lane is None])
+    parts.sent([Lane(one.tenant_id, one.agent, one.lane) for one in sent if one.lane is not None])
+
+
 def pay(db: Database, child_id: UUID) -> tuple[Ring, ...]:
     """The end of this trace is the result of its parent's call, once; the rings that this leads to.
 
@@ -179,3 +208,7 @@ def _sent(draft: Draft, one: Asked, child: NewTrace, step_id: UUID | None = None
     draft.event(
         "EXEC_DELEGATE", step_id, to=child.agent, intent=child.intent, trace=str(child.id), **(one.choice or {})
     )
+
+
+def _first_ring(trace: NewTrace) -> Ring:
+    return Ring("trace", trace.id, 1, trace.queue, f"agent.{trace.agent}", trace.id, trace.priority, trace.jws)

@@ -34,7 +34,7 @@ from agentmesh.execution.advance import (
 )  # fmt: skip
 from agentmesh.execution.callbacks import effects_of
 from agentmesh.execution.draft import Draft, LiveCall, Position
-from agentmesh.execution.errands import Errands, pay
+from agentmesh.execution.errands import Errands, begin, pay
 from agentmesh.execution.failures import AWAY, failure_of
 from agentmesh.execution.plan import BehaviorPlan
 from agentmesh.execution.router import Dispatch
@@ -46,7 +46,7 @@ from agentmesh.records import Action, Failure, Json, Policy, Ring, ToolUse, new_
 from agentmesh.state import compensation
 from agentmesh.state.admission import Lane
 from agentmesh.state.calls import CONTINUATION, call_ring, step_ring
-from agentmesh.state.changes import DeadLetter, End, MemoryWrite, NewAttempt, NewStep, NewTrace
+from agentmesh.state.changes import DeadLetter, End, MemoryWrite, NewAttempt, NewStep
 from agentmesh.state.traces import Held, Landed
 
 log = structlog.get_logger("agentmesh.executor")
@@ -214,7 +214,7 @@ class Mover:
             draft.event("EXEC_LOOP", step.id, node=step.node, iteration=step.iteration)
         landed = draft.land(self._parts.db, keep=keep)
         if landed is not None:
-            self._begin(draft.children)
+            begin(self._parts, draft.children)
         return landed
 
     def _branch(self, at: Position, draft: Draft, decision: Branch, failure: Failure | None) -> Position | None:
@@ -232,15 +232,10 @@ class Mover:
         if landed is None:
             return at.lost()
         self._parts.ring([_step_ring(at, one) for one in heads])
-        self._begin(draft.children)
+        begin(self._parts, draft.children)
         return at.left("waiting")
 
     # --- child traces
-
-    def _begin(self, sent: Sequence[NewTrace]) -> None:
-        """After the commit that sent them."""
-        self._parts.ring([_first_ring(one) for one in sent if one.lane is None])
-        self._parts.sent([Lane(one.tenant_id, one.agent, one.lane) for one in sent if one.lane is not None])
 
     def _send(self, at: Position, draft: Draft, decision: Send, failure: Failure | None) -> Position | None:
         """Open the step that waits for the errands; one that they are refused to has failed, and goes where that goes."""
@@ -399,7 +394,7 @@ class Mover:
             return at.lost()
         name = {"done": "EXEC_DONE", "failed": "EXEC_FAIL"}.get(draft.end.status, "EXEC_CANCEL")
         log.info(name, trace_id=str(at.held.id), agent=at.held.agent)
-        self._begin(draft.children)
+        begin(self._parts, draft.children)
         if at.held.parent_call_id is not None:
             self._parts.ring(pay(self._parts.db, at.held.id))
         if at.held.lane is not None:
@@ -428,7 +423,3 @@ def _ends(draft: Draft, failure: Failure | None) -> None:
 def _step_ring(at: Position, step: NewStep) -> Ring:
     held = at.held
     return Ring("step", step.id, 1, held.queue, f"agent.{held.agent}", held.id, min(9, held.priority + CONTINUATION))
-
-
-def _first_ring(trace: NewTrace) -> Ring:
-    return Ring("trace", trace.id, 1, trace.queue, f"agent.{trace.agent}", trace.id, trace.priority, trace.jws)

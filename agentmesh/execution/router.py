@@ -39,6 +39,7 @@ class Offer:
     effect: Effect
     inline: bool
     tx: bool
+    asks: bool
     timeout_s: float
     attempts: int
     backoff: Backoff
@@ -163,7 +164,7 @@ class ToolRouter:
     ) -> NewCall:  # fmt: skip
         held, step, policy = visit
         slot, idx, size = place
-        here = offer.inline
+        here = offer.inline or offer.asks
         backoff = policy.backoff if policy.backoff != Backoff() else offer.backoff
         return NewCall(
             id=new_id(), step_id=step.id, slot=slot, idx=idx, slot_size=size, slot_mode=mode, tool=offer.name,
@@ -218,15 +219,16 @@ def _rights(session: Session) -> Rights:
 
 
 def _local(tool: Tool) -> Offer:
-    return Offer(tool.name, tool.queue, tool.needs, tool.effect, tool.inline, tool.tx, tool.timeout_s, tool.attempts,
-                 tool.backoff, tool.compensate, tool)  # fmt: skip
+    return Offer(tool.name, tool.queue, tool.needs, tool.effect, tool.inline, tool.tx, tool.asks is not None,
+                 tool.timeout_s, tool.attempts, tool.backoff, tool.compensate, tool)  # fmt: skip
 
 
 def _remote(row: Row) -> Offer:
     spec: dict[str, Json] = row["spec"]
     return Offer(
         name=row["id"], queue=row["queue"] or tool_queue("tools"), needs=tuple(row["needs"]), effect=row["effect"],
-        inline=False, tx=bool(spec["tx"]), timeout_s=float(spec["timeout_s"]), attempts=int(spec["attempts"]),
+        inline=False, tx=bool(spec["tx"]), asks=spec.get("asks") is not None, timeout_s=float(spec["timeout_s"]),
+        attempts=int(spec["attempts"]),
         backoff=Backoff.model_validate(spec["backoff"]),
         compensate=spec.get("compensate"), tool=None, announced=spec,
     )  # fmt: skip

@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 from uuid import UUID
 
 import psycopg
@@ -20,13 +20,14 @@ from agentmesh.errors import ToolCommitted
 from agentmesh.execution.failures import AWAY, Raised, failure_of, theirs
 from agentmesh.execution.invoke import context, invoke
 from agentmesh.execution.tools import Tool, ToolContext, ToolRegistry
-from agentmesh.infrastructure.database import Database, Tx
+from agentmesh.infrastructure.database import Database, Row, Tx
 from agentmesh.infrastructure.faults import point
 from agentmesh.infrastructure.logging import about
-from agentmesh.records import Json, Later, Ring, new_id
-from agentmesh.state import calls, later
+from agentmesh.records import AgentCall, Json, Later, Ring, new_id
+from agentmesh.state import calls, children, later
 from agentmesh.state.blobs import BlobStore
 from agentmesh.state.calls import Claimed, Settled, TaskManager
+from agentmesh.state.changes import NewTrace
 from agentmesh.state.rescue import TIMEOUT
 from agentmesh.state.traces import Holder
 
@@ -43,15 +44,22 @@ Notes = Callable[[str, UUID, UUID], Any]
 """note(kind, row id, claim id) before a claim is sent; the context manager it returns forgets it afterwards."""
 
 
+class Asks(Protocol):
+    """How other agents are asked: see `errands.Asking`."""
+
+    def child(self, call: Row, asks: AgentCall, payload: Json) -> NewTrace: ...
+    def begin(self, child: NewTrace) -> None: ...
+
+
 class ToolRunner:
     """Runs claimed calls of one process."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - all that a call meets
         self, db: Database, registry: ToolRegistry, blobs: BlobStore, *, note: Notes, holder: Callable[[], Holder],
-        alone: Alone | None, answer_at: Callable[[UUID], str],
+        alone: Alone | None, answer_at: Callable[[UUID], str], asks: Callable[[], Asks],
     ) -> None:  # fmt: skip
         self._db, self._tasks, self._registry, self._blobs = db, TaskManager(db), registry, blobs
-        self._note, self._holder, self._alone, self._answer_at = note, holder, alone, answer_at
+        self._note, self._holder, self._alone, self._answer_at, self._asks = note, holder, alone, answer_at, asks
 
     def run(self, ring: Ring) -> Settled | None:
         """What recording the call's outcome led to; None when there was nothing to do, or it came too late."""
@@ -98,6 +106,9 @@ class ToolRunner:
                 if isinstance(value, Later):
                     self._wait(claimed, value)
                     return None
+                if tool.asks is not None:
+                    self._ask(claimed, tool.asks, value)
+                    return None
                 point("call.in_commit")
                 point("join.last_before_commit")
                 settled = self._kept(lambda: self._tasks.record(claimed, "won", result=self._shrunk(claimed, value)))
@@ -117,6 +128,17 @@ class ToolRunner:
         """Let the call wait for its answer, held by nobody."""
         if self._kept(lambda: later.wait(self._db, claimed, within_s=said.within_s)):
             log.info("the answer comes later")
+        else:
+            calls.mark_stale(self._db, claimed)
+
+    def _ask(self, claimed: Claimed, asks: AgentCall, payload: Json) -> None:
+        """Let the call wait for the child trace that does it, held by nobody. Raises what refuses that trace."""
+        child = self._asks().child(claimed.row, asks, payload)
+        point("ask.before_commit")
+        if self._kept(lambda: children.ask(self._db, claimed, child, within_s=asks.within_s)):
+            point("ask.after_commit")
+            self._asks().begin(child)
+            log.info("EXEC_DELEGATE", to=child.agent, trace=str(child.id))
         else:
             calls.mark_stale(self._db, claimed)
 

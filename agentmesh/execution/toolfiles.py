@@ -12,18 +12,45 @@ from agentmesh.errors import BadTool, BadToolFile, MeshError
 from agentmesh.execution.adapters import DataAdapter, Http, HttpAdapter, Rpc, RpcAdapter
 from agentmesh.execution.queries import Sql, SqlAdapter
 from agentmesh.execution.schemas import Declared
-from agentmesh.execution.tools import TX_LIMIT_S, Tool, make_tool
+from agentmesh.execution.tools import TX_LIMIT_S, Tool, ToolContext, make_tool
 from agentmesh.infrastructure import yamlfiles
 from agentmesh.infrastructure.secrets import Secrets
 from agentmesh.infrastructure.settings import Seconds
 from agentmesh.infrastructure.yamltext import YamlText
-from agentmesh.records import Backoff, Effect, Json, Name, Record
+from agentmesh.records import AgentCall, Backoff, Effect, IntentName, Json, Name, Record
 
 
 def _argument(name: str) -> str:
     if name == "for":
         raise ValueError("another name: for is what many inputs stand under")
     return name
+
+
+class Agent(Record):
+    """Another agent that answers: it is given the arguments, and has as long as `within`."""
+
+    to: Name
+    intent: IntentName | None = None
+    permissions: tuple[str, ...] | None = None
+    within: Seconds = 86_400.0
+
+
+class AgentAdapter(DataAdapter):
+    """The payload for the agent that a tool stands for: its arguments."""
+
+    kind = "agent"
+    spec: Agent
+
+    def __post_init__(self) -> None:
+        if self.declared.result:
+            raise ValueError("what an agent answers has no schema here: leave `result` out")
+
+    def __call__(self, ctx: ToolContext, **args: Json) -> Json:  # noqa: ARG002 - what every adapter takes
+        return args
+
+    @property
+    def asks(self) -> AgentCall:
+        return AgentCall(self.spec.to, self.spec.intent, self.spec.permissions, self.spec.within)
 
 
 class ToolFile(Record):
@@ -45,6 +72,7 @@ class ToolFile(Record):
     http: Http | None = None
     rpc: Rpc | None = None
     sql: Sql | None = None
+    agent: Agent | None = None
 
     @property
     def seconds(self) -> float:
@@ -57,7 +85,7 @@ class ToolFile(Record):
         return {"type": "object", "properties": properties, "required": required, "additionalProperties": False}
 
 
-KINDS: dict[str, type[DataAdapter]] = {one.kind: one for one in (HttpAdapter, RpcAdapter, SqlAdapter)}
+KINDS: dict[str, type[DataAdapter]] = {one.kind: one for one in (HttpAdapter, RpcAdapter, SqlAdapter, AgentAdapter)}
 
 
 def load_tools(paths: Iterable[str | Path], secrets: Secrets) -> list[Tool]:
@@ -76,7 +104,7 @@ def _made(text: YamlText, secrets: Secrets) -> Tool:
         return make_tool(
             declared.tool, adapter, needs=declared.needs, timeout_s=declared.seconds, attempts=declared.attempts,
             tx=adapter.tx, many=getattr(adapter, "many", None), effect=declared.effect or "repeatable", inline=declared.inline,
-            group=declared.queue, version=declared.version,
+            group=declared.queue, version=declared.version, asks=getattr(adapter, "asks", None),
             backoff=declared.backoff, description=declared.description,
             arguments=Declared(declared.arguments_schema(), what=f"{declared.tool}: arguments"),
             returns=Declared(declared.result, what=f"{declared.tool}: result"),

@@ -22,7 +22,7 @@ from pydantic.errors import PydanticUserError
 
 from agentmesh.errors import BadArguments, BadTool, Permanent, UnknownTool
 from agentmesh.execution.schemas import Arguments, Hinted, Result, Returned, Signature, line
-from agentmesh.records import Backoff, Effect, Json, Later, check_name, check_permissions, tool_queue
+from agentmesh.records import AgentCall, Backoff, Effect, Json, Later, check_name, check_permissions, tool_queue
 
 TX_LIMIT_S = 5.0
 MAX_INPUTS = 1000
@@ -112,6 +112,8 @@ class Tool:
     compensate: str | None = None
     many: Callable[..., Any] | None = None
     """many(ctx, inputs) -> results in order: runs instead of the function where a call is `for` many inputs."""
+    asks: AgentCall | None = None
+    """The agent that answers in its place: the function makes what that one is given."""
 
     @property
     def queue(self) -> str:
@@ -124,6 +126,9 @@ class Tool:
         """
         if "for" not in args:  # no parameter can have this name
             return self.arguments.check(self.name, args)
+        if self.asks is not None:
+            raise BadArguments(f"{self.name} asks an agent, which is given one input", value="for",
+                               expected="a call for each input, or for_each in a chain")  # fmt: skip
         inputs, common = args["for"], args.get("with", {})
         listed = isinstance(inputs, list) and all(isinstance(one, dict) for one in [*inputs, common])
         if not listed or args.keys() - {"for", "with"} or len(inputs) > MAX_INPUTS:
@@ -140,9 +145,13 @@ class Tool:
         return {
             "description": self.description, "timeout_s": self.timeout_s, "attempts": self.attempts,
             "inline": self.inline, "tx": self.tx, "backoff": self.backoff.model_dump(),
-            "compensate": self.compensate,
-            "arguments": self.arguments.schema(), "returns": self.returns.schema(),
+            "compensate": self.compensate, "asks": None if self.asks is None else self.asks.agent,
+            "arguments": self.arguments.schema(), "returns": self.answers(),
         }  # fmt: skip
+
+    def answers(self) -> dict[str, Json]:
+        """The JSON Schema of a call's result; {} where an agent answers: what that says is its own."""
+        return self.returns.schema() if self.asks is None else {}
 
 
 class ToolRegistry:
@@ -174,7 +183,7 @@ class ToolRegistry:
     def signature(self, name: str) -> Signature | None:
         """What a tool takes and returns; None of one that is not here."""
         tool = self._tools.get(name)
-        return None if tool is None else Signature(tool.arguments.schema(), tool.returns.schema())
+        return None if tool is None else Signature(tool.arguments.schema(), tool.answers())
 
     def __contains__(self, name: str) -> bool:
         return name in self._tools
@@ -205,13 +214,14 @@ def register_tool(  # noqa: PLR0913 - the public declaration, every part optiona
     name: str, *, needs: Iterable[str] = (), timeout: float | None = None, attempts: int | None = None,
     effect: Effect = "repeatable", inline: bool = False, tx: bool = False, queue: str | None = None, version: str = "1",
     backoff: Backoff | None = None, task: Adopted | None = None, registry: ToolRegistry | None = None,
-    compensate: str | None = None, many: Callable[..., Any] | None = None,
+    compensate: str | None = None, many: Callable[..., Any] | None = None, asks: AgentCall | None = None,
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:  # fmt: skip
     """Make a function a tool; the function itself is unchanged. With `task=`, a Celery task becomes one at once.
 
     `many(ctx, inputs)` runs instead of it where one call is `for` many inputs, else it runs for one after the other.
     `compensate` names the tool that undoes it: called with `args` and `result` of what was done, as two parameters.
-    `timeout` is in seconds. Raises BadTool, BadName or BadPermission when the declaration is wrong.
+    With `asks` another agent answers the call: what the function returns is the payload of a child trace, and the end of
+    that one is the call's. `timeout` is in seconds. Raises BadTool, BadName or BadPermission when the declaration is wrong.
     """
 
     def declare(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -221,7 +231,7 @@ def register_tool(  # noqa: PLR0913 - the public declaration, every part optiona
             name, target, needs=needs, attempts=tries, effect=effect, inline=inline, tx=tx,
             timeout_s=timeout or (TX_LIMIT_S if tx else getattr(task, "time_limit", None) or 60.0),
             group=queue or getattr(task, "queue", None) or "tools", version=version, backoff=backoff or Backoff(), many=many,
-            compensate=compensate,
+            compensate=compensate, asks=asks,
         ))  # fmt: skip
         return function
 
@@ -234,7 +244,7 @@ def make_tool(  # noqa: PLR0913 - the whole declaration
     name: str, function: Callable[..., Any], *, needs: Iterable[str], timeout_s: float, attempts: int | None,
     effect: Effect, inline: bool, group: str, version: str, backoff: Backoff, tx: bool = False,
     description: str | None = None, arguments: Arguments | None = None, returns: Result | None = None,
-    compensate: str | None = None, many: Callable[..., Any] | None = None,
+    compensate: str | None = None, many: Callable[..., Any] | None = None, asks: AgentCall | None = None,
 ) -> Tool:  # fmt: skip
     """A tool of this declaration. Without `arguments` and `returns` type hints say what they are; with them it takes ctx.
 
@@ -250,6 +260,9 @@ def make_tool(  # noqa: PLR0913 - the whole declaration
         raise BadTool("a transactional tool may take 5 s at most", value=timeout_s, expected="timeout <= 5")
     if tx and inspect.iscoroutinefunction(function):
         raise BadTool("a transactional tool is not async", value=name, expected="a plain function")
+    if asks is not None and (inline or tx or many is not None or effect == "once"):
+        raise BadTool("a tool that asks an agent runs nowhere", value=name,
+                      expected="neither inline, tx, many nor effect='once'")  # fmt: skip
     takes_ctx = True
     if arguments is None or returns is None:
         takes_ctx, arguments, returns = _schema(name, function)
@@ -258,7 +271,7 @@ def make_tool(  # noqa: PLR0913 - the whole declaration
         name=check_name(name, "a tool"), function=function, needs=check_permissions(needs), timeout_s=timeout_s,
         attempts=attempts or (1 if effect == "once" else 3), effect=effect, inline=inline, tx=tx,
         group=check_name(group, "a tool queue"), version=version, backoff=backoff, description=text.split("\n\n")[0],
-        takes_ctx=takes_ctx, arguments=arguments, returns=returns, many=many,
+        takes_ctx=takes_ctx, arguments=arguments, returns=returns, many=many, asks=asks,
         compensate=None if compensate is None else check_name(compensate, "a tool"),
     )  # fmt: skip
 

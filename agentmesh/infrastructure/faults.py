@@ -27,6 +27,7 @@ POINTS = frozenset({
     "timer.after_fire", "pay.before", "drop.after_cancel", "admission.after_commit", "webhook.before_post",
     "webhook.after_post", "wire.before_send", "migrate.between", "export.after_write",
     "memory.in_commit", "prune.before_commit", "prune.after_commit", "index.after_take", "index.before_fill",
+    "ask.before_commit", "ask.after_commit",
 })  # fmt: skip
 
 BARRIER_S = 20.0

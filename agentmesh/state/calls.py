@@ -31,7 +31,7 @@ WITH c AS (
   RETURNING *),
  a AS (INSERT INTO mesh.attempts (id, tenant_id, trace_id, step_id, call_id, kind, n, epoch, worker_id, child, idem_key)
    SELECT %(attempt)s, tenant_id, trace_id, step_id, id, 'tool', n, epoch, worker_id, child, idem_key FROM c)
-SELECT c.*, t.context_id, t.agent, t.intent, t.from_id, t.payload,
+SELECT c.*, t.context_id, t.agent, t.intent, t.from_id, t.payload, t.permissions, t.depth,
   CASE WHEN c.idx > 0 THEN (SELECT jsonb_object_agg(p.label, p.result) FROM mesh.calls p
     WHERE p.step_id = c.step_id AND p.tenant_id = c.tenant_id AND p.slot = c.slot AND p.idx < c.idx AND p.status = 'done')
   END AS earlier
@@ -56,7 +56,7 @@ WITH c AS (
         'every worker that ran this call was lost, the last ' || max_losses || ' running nothing else')
       ELSE coalesce(%(error)s::jsonb, error) END,
     failures = failures + (%(outcome)s IN ('failed', 'timeout'))::int, losses = losses + (%(outcome)s = 'lost')::int,
-    timeouts = timeouts + (%(outcome)s = 'timeout')::int,
+    timeouts = timeouts + (%(outcome)s = 'timeout')::int, cancel_owed = %(overdue)s AND child_trace_id IS NOT NULL,
     epoch = epoch + CASE WHEN %(outcome)s = 'released' OR %(outcome)s = 'lost' AND effect <> 'once' AND losses < max_losses
       OR %(outcome)s IN ('failed', 'timeout') AND %(again)s AND effect <> 'once' AND failures + 1 < max_attempts
       THEN 1 ELSE 0 END,

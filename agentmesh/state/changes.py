@@ -160,6 +160,19 @@ class MemoryWrite:
 
 
 @dataclass(frozen=True, slots=True)
+class Parent:
+    """What a child trace takes from the trace that sends it."""
+
+    id: UUID
+    tenant_id: str
+    context_id: str
+    agent: str
+    permissions: tuple[str, ...]
+    priority: int
+    depth: int
+
+
+@dataclass(frozen=True, slots=True)
 class NewTrace:
     """A trace to accept: its row and its signed envelope. `delay_s` None means at once.
 

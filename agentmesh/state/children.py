@@ -1,4 +1,4 @@
-"""Child traces that their parent's step waits for: each is a call of that step, and its end is the call's result.
+"""Child traces that a step waits for: each is a call of that step, and its end is the call's result.
 
 A child's end commits `parent_owed`; a second transaction counts the parent's step down, since none locks two traces. A
 child that is no longer wanted is owed a cancel by its call. The rescuer pays what a crash left.
@@ -18,9 +18,28 @@ from agentmesh.infrastructure.database import Database, Row, Tx, jsonb
 from agentmesh.infrastructure.faults import point
 from agentmesh.records import Failure, Json, Ring
 from agentmesh.state import calls, steering
+from agentmesh.state.calls import Claimed
+from agentmesh.state.changes import NewTrace
+from agentmesh.state.dispatch import INSERT_CHILDREN, child_rows
 
 Settled = Callable[[Sequence[Mapping[str, Json]], int], bool]
 """Whether what has ended settles it, however many are left."""
+
+# The call is nobody's from now on; a cancel or a drop of it finds the child there, and one that came first leaves none.
+ASK = f"""
+WITH c AS (
+  UPDATE mesh.calls SET worker_id = NULL, child = NULL, child_trace_id = %(child)s,
+    deadline = mesh.mesh_now() + make_interval(secs => %(within_s)s)
+   WHERE id = %(call)s AND tenant_id = %(tenant)s AND epoch = %(epoch)s AND claim_id = %(attempt)s AND status = 'running'
+     AND worker_id = %(worker)s
+  RETURNING trace_id, tenant_id),
+ t AS (SELECT p.id, p.tenant_id, p.root_id, p.depth, p.paused_at FROM c
+   JOIN mesh.traces p ON p.id = c.trace_id AND p.tenant_id = c.tenant_id),
+{INSERT_CHILDREN}
+SELECT 1 FROM c
+"""
+
+ASKED_ALREADY = "SELECT 1 FROM mesh.calls WHERE id = %(call)s AND tenant_id = %(tenant)s AND child_trace_id = %(child)s"
 
 OWED = "SELECT id FROM mesh.traces WHERE parent_owed ORDER BY id LIMIT %(batch)s"
 
@@ -81,6 +100,18 @@ UPDATE mesh.traces SET status = CASE WHEN lane IS NULL THEN 'queued' ELSE 'held'
  WHERE id = %(trace)s AND tenant_id = %(tenant)s AND status = 'held' AND waits_for = 'parent'
 RETURNING id, epoch, queue, agent, priority, status
 """
+
+
+def ask(db: Database, claimed: Claimed, child: NewTrace, *, within_s: float) -> bool:
+    """True when the claimed call now waits for this child trace, `within_s` at most; False when it was lost before."""
+    row = claimed.row
+    at = {"call": row["id"], "tenant": row["tenant_id"], "epoch": row["epoch"], "attempt": claimed.attempt_id,
+          "worker": claimed.holder.worker_id, "child": child.id, "within_s": within_s,
+          "children": jsonb(child_rows([child]))}  # fmt: skip
+    try:
+        return bool(db.once(ASK, at))
+    except (psycopg.OperationalError, psycopg.InterfaceError):
+        return bool(db.once(ASK, at) or db.once(ASKED_ALREADY, at))
 
 
 def owed(db: Database, *, batch: int) -> Sequence[Row]:

@@ -20,7 +20,7 @@ SELECT id FROM mesh.calls WHERE trace_id = %(trace)s AND tenant_id = %(tenant)s 
 
 DROP_CALLS = """
 UPDATE mesh.calls SET status = 'cancelled', ended_at = mesh.mesh_now(), worker_id = NULL, child = NULL, claim_id = NULL,
-  deadline = NULL, wake_at = NULL, epoch = epoch + 1, cancel_owed = kind = 'child'
+  deadline = NULL, wake_at = NULL, epoch = epoch + 1, cancel_owed = child_trace_id IS NOT NULL
  WHERE trace_id = %(trace)s AND tenant_id = %(tenant)s AND status IN ('held', 'ready', 'running')
   AND NOT step_id = ANY(%(besides)s) RETURNING step_id
 """

@@ -26,7 +26,8 @@ UPDATE mesh.calls SET worker_id = NULL, child = NULL, deadline = mesh.mesh_now()
 """
 
 FIND = """
-SELECT id, tenant_id, trace_id, step_id, epoch, worker_id, status, tool, kind, result FROM mesh.calls WHERE id = %(call)s
+SELECT id, tenant_id, trace_id, step_id, epoch, worker_id, status, tool, kind, result, child_trace_id
+ FROM mesh.calls WHERE id = %(call)s
 """
 
 
@@ -51,6 +52,9 @@ def find(db: Database, call_id: UUID, *, tenant: str | None = None) -> Row:
     rows = db.read(FIND, {"call": call_id})
     if not rows or rows[0]["kind"] != "tool" or tenant not in {None, rows[0]["tenant_id"]}:
         raise UnknownCall("no tool call has this id", value=str(call_id))
+    if rows[0]["child_trace_id"] is not None:
+        raise UnknownCall("this call is answered by another agent", value=str(call_id), expected="a call that returned Later",
+                          next=f"agentmesh trace show {rows[0]['child_trace_id']}")  # fmt: skip
     return rows[0]
 
 

@@ -170,7 +170,7 @@ SELECT t.id, t.tenant_id, t.status, t.queue, t.epoch, s.id AS step_id, s.epoch A
 # Whatever a dropped call still returns is stale; its worker may also die and never say so.
 DROP_CALLS = """
 WITH c AS (UPDATE mesh.calls SET status = 'cancelled', ended_at = mesh.mesh_now(), worker_id = NULL, claim_id = NULL,
-  deadline = NULL, wake_at = NULL, cancel_owed = kind = 'child',
+  deadline = NULL, wake_at = NULL, cancel_owed = child_trace_id IS NOT NULL,
   epoch = epoch + 1
  WHERE step_id = %(step)s AND tenant_id = %(tenant)s AND status IN ('held', 'ready', 'running') RETURNING id, n)
 UPDATE mesh.attempts a SET outcome = 'stale', ended_at = mesh.mesh_now() FROM c
@@ -427,7 +427,8 @@ def _call_events(step: Row, calls: tuple[Row, ...]) -> list[dict[str, Json]]:
         if call["timeouts"]:
             add("TOOL_TIMEOUT", call, timeouts=call["timeouts"])
         if call["status"] == "done":
-            add("TOOL_EXEC", call)
+            asked = {} if call["child_trace_id"] is None else {"trace": str(call["child_trace_id"])}
+            add("TOOL_EXEC", call, **asked)
         elif call["status"] == "failed":
             add("TOOL_FAIL", call, error=call["error"])
     return events

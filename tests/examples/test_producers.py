@@ -83,3 +83,12 @@ def test_the_desk_asks_the_translator_and_decides_by_the_answer(open_example: Op
     assert errand == {"agent": "translator", "status": "done", "permissions": ["dictionary:read"]}
     assert ask("merci").result(0) == {"to": "reception", "letter": "thanks"}
     assert ask("xyzzy").result(0) == {"to": "reception", "letter": "xyzzy"}
+
+
+def test_the_clerk_asks_the_translator_as_a_tool(open_example: Open) -> None:
+    lab = open_example("two_agents")
+    trace = lab.mesh.router.dispatch("read_letter", "post", "clerk", "c-1", {"text": "Ma facture est fausse"})
+    lab.drain()
+    assert trace.result(0) == "French: my invoice is wrong"
+    [asked] = lab.rows("SELECT agent, permissions FROM mesh.traces WHERE parent_id = %(id)s", id=trace.id)
+    assert asked == {"agent": "translator", "permissions": ["dictionary:read"]}

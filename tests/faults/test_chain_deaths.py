@@ -13,26 +13,31 @@ from tests.faults.bench import HERE, Bench
 POINTS = (
     "receive.after_claim", "prepare.after_context", "reason.before", "reason.after_answer", "reason.after_commit",
     "tools.before_commit", "tools.after_commit", "tools.after_ring", "next.after_commit", "call.before_effect",
-    "call.after_effect", "callback.before", "callback.after_handler", "callback.after_commit", "finish.before_commit",
-    "finish.after_commit",
+    "call.after_effect", "ask.before_commit", "ask.after_commit", "callback.before", "callback.after_handler",
+    "callback.after_commit", "finish.before_commit", "finish.after_commit",
 )  # fmt: skip
-QUICK = {"tools.before_commit": 1, "finish.after_commit": 2}
+QUICK = {"tools.before_commit": 1, "ask.after_commit": 1, "finish.after_commit": 2}
 """Deaths in the quick set."""
-FEWEST = {"reason.after_commit": 1}
+FEWEST = {"reason.after_commit": 1, "ask.before_commit": 1, "ask.after_commit": 1}
 """Deaths where the chain comes by a point less than three times."""
 EXPECTED = {
     "n": 5, "turns": 2, "sum": 9, "kept": 2,
-    "children": [{"one": {"n": 4}, "twin": {"n": 4}}, 37, {"left": 7, "right": "right"}],
+    "children": [{"one": {"n": 4}, "twin": {"n": 4}}, 37, {"n": 8}, {"left": 7, "right": "right"}],
 }  # fmt: skip
 CALLS = {"part": 4, "filed": 5, "model": 3, "here": 3, "book": 2, "unbook": 2}
-CHILDREN = 7
+CHILDREN = 8
 AGENT = """
 agent: chain-{tag}
 chain: all_kinds
-tools: [part, filed, model, here, book, unbook]
+tools: [ask_child, part, filed, model, here, book, unbook]
 grants: ["data:read"]
 tenants: [default]
 reasoners: {{planner: {{python: "chain_parts:Planner"}}}}
+"""
+ASKED = """
+tool: ask_child
+arguments: {n: {type: integer}}
+agent: {to: child-%s}
 """
 INNER = """
 chain: inner
@@ -45,11 +50,14 @@ steps:
 def all_kinds(bench: Bench) -> None:
     """The bench's workers host the agent that follows the chain."""
     (bench.home / "agents" / "chain.yaml").write_text(AGENT.format(tag=bench.tag))
+    (bench.home / "asking").mkdir()
+    (bench.home / "asking" / "asked.yaml").write_text(ASKED % bench.tag)
     (bench.home / "chains").mkdir()
     (bench.home / "chains" / "inner.yaml").write_text(INNER)
     chain = (HERE / "all_kinds.yaml").read_text().replace("{tag}", bench.tag)
     (bench.home / "chains" / "all_kinds.yaml").write_text(chain)
-    bench.env |= {"AGENTMESH_AGENTS_CHAINS": str(bench.home / "chains"), "AGENTMESH_TOOLS_IMPORTS": "chain_parts"}
+    bench.env |= {"AGENTMESH_AGENTS_CHAINS": str(bench.home / "chains"), "AGENTMESH_TOOLS_IMPORTS": "chain_parts",
+                  "AGENTMESH_TOOLS_PATHS": str(bench.home / "asking")}  # fmt: skip
 
 
 def accompany(bench: Bench, trace: Any) -> bool:
