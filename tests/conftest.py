@@ -32,6 +32,7 @@ from agentmesh.state import calls, leases
 from agentmesh.state.traces import Holder
 from agentmesh.testing import Bells
 from agentmesh.wiring import Mesh
+from tests.faults import figures
 
 ROUNDS = {
     "f03": 2, "f04": 2, "f05_a_redis": 3, "f05_a_truncated": 5, "f07": 2, "f09": 2, "f10_links_cut": 5, "f11_a_holder": 2,
@@ -58,6 +59,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if NUMBERED.match(item.name):
             item.add_marker("numbered")
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    for number, line in enumerate(figures.table()):
+        if number == 0:
+            terminalreporter.section("figures of the fault tests")
+        terminalreporter.line(line)
 
 
 @pytest.fixture(scope="session")

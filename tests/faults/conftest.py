@@ -17,7 +17,6 @@ from urllib.parse import urlsplit
 import pytest
 
 from agentmesh import testing
-from tests.faults import figures
 from tests.faults.bench import Bench
 from tests.faults.proxy import Proxy
 from tests.servers import OwnPostgres, OwnRabbit, OwnRedis
@@ -35,13 +34,6 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
         said = f"AGENTMESH_TEST_SEED={SEED}, {report.duration:.1f} s"
         report.sections.append(("seed and wall time", said))
     return report
-
-
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    for number, line in enumerate(figures.table()):
-        if number == 0:
-            terminalreporter.section("figures of the fault tests")
-        terminalreporter.line(line)
 
 
 @pytest.fixture
