@@ -173,7 +173,7 @@ class ToolRouter:
             queue=held.queue if here else offer.queue, task=f"agent.{held.agent}" if here else f"tool.{offer.name}",
             priority=held.priority, idem_key=idempotency_key(held.id, step.node, step.iteration, slot, idx),
             timeout_s=policy.tool_timeout_s or offer.timeout_s,
-            max_attempts=1 if offer.effect == "once" else policy.tool_attempts or offer.attempts,
+            max_attempts=1 if offer.effect == "once" or offer.asks else policy.tool_attempts or offer.attempts,
             max_losses=policy.max_losses, backoff_s=backoff.base_s, backoff_cap_s=backoff.cap_s,
             compensate=offer.compensate,
         )  # fmt: skip

@@ -260,16 +260,16 @@ def make_tool(  # noqa: PLR0913 - the whole declaration
         raise BadTool("a transactional tool may take 5 s at most", value=timeout_s, expected="timeout <= 5")
     if tx and inspect.iscoroutinefunction(function):
         raise BadTool("a transactional tool is not async", value=name, expected="a plain function")
-    if asks is not None and (inline or tx or many is not None or effect == "once"):
-        raise BadTool("a tool that asks an agent runs nowhere", value=name,
-                      expected="neither inline, tx, many nor effect='once'")  # fmt: skip
+    if asks is not None and (inline or tx or many is not None or effect == "once" or attempts not in {None, 1}):
+        raise BadTool("a tool that asks an agent runs nowhere, and asks once", value=name,
+                      expected="neither inline, tx, many, attempts nor effect='once'")  # fmt: skip
     takes_ctx = True
     if arguments is None or returns is None:
         takes_ctx, arguments, returns = _schema(name, function)
     text = description if description is not None else inspect.getdoc(function) or ""
     return Tool(
         name=check_name(name, "a tool"), function=function, needs=check_permissions(needs), timeout_s=timeout_s,
-        attempts=attempts or (1 if effect == "once" else 3), effect=effect, inline=inline, tx=tx,
+        attempts=attempts or (1 if effect == "once" or asks is not None else 3), effect=effect, inline=inline, tx=tx,
         group=check_name(group, "a tool queue"), version=version, backoff=backoff, description=text.split("\n\n")[0],
         takes_ctx=takes_ctx, arguments=arguments, returns=returns, many=many, asks=asks,
         compensate=None if compensate is None else check_name(compensate, "a tool"),

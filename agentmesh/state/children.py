@@ -26,12 +26,13 @@ Settled = Callable[[Sequence[Mapping[str, Json]], int], bool]
 """Whether what has ended settles it, however many are left."""
 
 # The call is nobody's from now on; a cancel or a drop of it finds the child there, and one that came first leaves none.
+# While an earlier child is still owed its cancel no other takes its place: the call is given back, and asks again.
 ASK = f"""
 WITH c AS (
   UPDATE mesh.calls SET worker_id = NULL, child = NULL, child_trace_id = %(child)s,
     deadline = mesh.mesh_now() + make_interval(secs => %(within_s)s)
    WHERE id = %(call)s AND tenant_id = %(tenant)s AND epoch = %(epoch)s AND claim_id = %(attempt)s AND status = 'running'
-     AND worker_id = %(worker)s
+     AND worker_id = %(worker)s AND NOT cancel_owed
   RETURNING trace_id, tenant_id),
  t AS (SELECT p.id, p.tenant_id, p.root_id, p.depth, p.paused_at FROM c
    JOIN mesh.traces p ON p.id = c.trace_id AND p.tenant_id = c.tenant_id),

@@ -131,6 +131,7 @@ def rows_of(traces: Sequence[NewTrace]) -> list[dict[str, Json]]:
                     "key": one.kid}
            | (named(one.by) if one.by else {})
            | ({"lane": one.lane} if one.lane else {})
+           | ({"call": str(one.parent_call_id)} if one.parent_call_id else {})
            | ({"webhook": origin_of(one.policy["webhook"]["url"])} if (one.policy or {}).get("webhook") else {})}
         for one in traces
     ]  # fmt: skip

@@ -422,15 +422,15 @@ def _call_events(step: Row, calls: tuple[Row, ...]) -> list[dict[str, Json]]:
         if call["kind"] == "child":
             add("EXEC_DELEGATE", call, trace=str(call["child_trace_id"]), status=call["status"])
             continue
+        asked = {} if call["child_trace_id"] is None else {"trace": str(call["child_trace_id"])}
         if call["losses"]:
             add("EXEC_RESCUE", call, lost=call["losses"])
         if call["timeouts"]:
             add("TOOL_TIMEOUT", call, timeouts=call["timeouts"])
         if call["status"] == "done":
-            asked = {} if call["child_trace_id"] is None else {"trace": str(call["child_trace_id"])}
             add("TOOL_EXEC", call, **asked)
         elif call["status"] == "failed":
-            add("TOOL_FAIL", call, error=call["error"])
+            add("TOOL_FAIL", call, error=call["error"], **asked)
     return events
 
 

@@ -178,9 +178,9 @@ def not_accepted_is_nothing(known: Indexed) -> Iterator[Violation]:
         if one.trace_id not in dispatched:
             yield Violation("P2", f"a tool ran for {one.trace_id}, which nobody dispatched", (str(one),))
     tries = _grouped(known.known.submitted, lambda one: one.sender)
-    children = _children(known)
+    children, calls = _children(known), {str(one.call_id) for one in known.known.attempts}
     for trace, event in dispatched.items():
-        if trace in children:
+        if trace in children or event.body.get("call") in calls:  # a tool that asks an agent: one of its attempts did
             continue
         asked = tries.get(str(event.body.get("from")), [])
         if all(one.told == "raised" for one in asked):

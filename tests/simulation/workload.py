@@ -14,11 +14,11 @@ from agentmesh.behavior.agents import AgentSpec, define_agent
 from agentmesh.errors import Permanent
 from agentmesh.execution.callbacks import HANDLERS, register_callback
 from agentmesh.execution.tools import ToolContext, ToolRegistry, register_tool
-from agentmesh.records import Backoff
+from agentmesh.records import AgentCall, Backoff
 from tests.simulation import chains
 
 AGENTS = {"alpha": "sequential", "beta": "parallel"}
-LEAVES = ("work", "work", "keyed", "once", "booked", "narrow")
+LEAVES = ("work", "work", "keyed", "once", "booked", "narrow", "ask")
 TIMEOUT_S = 4.0
 SOON = Backoff(base_s=1.0, cap_s=4.0)
 
@@ -155,6 +155,13 @@ class Scripted:
         declare("narrow", attempts=2, queue="narrow")
         declare("quick", attempts=2, inline=True)
         declare("booked", attempts=3, tx=True, timeout=4.0)
+
+        @register_tool(
+            "ask", registry=self.tools, timeout=TIMEOUT_S, asks=AgentCall("beta", "work", within_s=TIMEOUT_S)
+        )
+        def ask(ctx: ToolContext, script: list[str]) -> dict[str, Any]:
+            return self._do(ctx, script) | {"thinks_s": 0.5}
+
         names = [one.name for one in self.tools.list()]
         for name, executor in AGENTS.items():
             self.agents[name] = define_agent(
