@@ -73,7 +73,8 @@ def _awaited(future: Future[Outcome], timeout_s: float, parts: Parts, said: Kept
 def _run(live: LiveCall, at: Position, parts: Parts, said: Kept) -> Outcome:
     """What became of the call; what was logged on the way is in `said`, too."""
     call = live.call
-    with about(said, step_id=call["step_id"], call_id=call["id"], attempt=call["n"], tool=call["tool"]):
+    where = {"trace_id": at.held.id, "step_id": call["step_id"], "call_id": call["id"], "attempt": call["n"]}
+    with about(said, **where, tool=call["tool"]):
         outcome = _ran(live, at, parts)
     return replace(outcome, log=said.as_json())
 

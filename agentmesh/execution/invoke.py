@@ -10,7 +10,6 @@ from typing import Any
 from uuid import UUID
 
 import structlog
-from structlog.contextvars import bound_contextvars
 
 from agentmesh.errors import BadResult
 from agentmesh.execution.tools import Tool, ToolContext
@@ -42,25 +41,13 @@ def invoke(tool: Tool, args: Mapping[str, Json], ctx: ToolContext, *, waits: boo
     """
     checked = tool.check(args)
     point("call.before_effect")
-    with bound_contextvars(**_where(ctx)):
-        if isinstance(checked, dict):
-            value = _one(tool, ctx, checked)
-            value = value if waits and isinstance(value, Later) else _said(tool, value)
-        else:
-            value = [_said(tool, one) for one in _many(tool, ctx, checked)]
+    if isinstance(checked, dict):
+        value = _one(tool, ctx, checked)
+        value = value if waits and isinstance(value, Later) else _said(tool, value)
+    else:
+        value = [_said(tool, one) for one in _many(tool, ctx, checked)]
     point("call.after_effect")
     return value
-
-
-def _where(ctx: ToolContext) -> dict[str, Any]:
-    step = {} if ctx.step_id is None else {"step_id": str(ctx.step_id)}
-    return {
-        "trace_id": str(ctx.trace_id),
-        **step,
-        "call_id": str(ctx.call_id),
-        "attempt": ctx.attempt,
-        "tool": ctx.tool,
-    }
 
 
 def _said(tool: Tool, value: Any) -> Json:

@@ -18,6 +18,7 @@ from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple, TypeVar
 
+import orjson
 import psycopg
 import sqlalchemy as sa
 from psycopg.rows import dict_row
@@ -185,7 +186,10 @@ def jsonb(value: object) -> str | None:
     """
     if value is None:
         return None
-    text = _encoder.encode(value)
+    try:
+        text = orjson.dumps(value, default=str, option=orjson.OPT_PASSTHROUGH_DATETIME).decode()
+    except TypeError:  # half of a surrogate pair, an integer that is too long
+        text = _encoder.encode(value)
     if text.isascii() and "\\u0000" not in text:
         return text
     if "\\u0000" in text:

@@ -21,6 +21,7 @@ from itertools import accumulate
 from typing import NoReturn
 from uuid import UUID
 
+import orjson
 import rfc8785
 from pydantic import BaseModel
 
@@ -33,6 +34,8 @@ MAX_KEYS = 10_000
 MAX_DIGITS = 20
 
 # A string that is never closed matches to the end of the text: one pass, whatever is written.
+_AS_IT_IS = orjson.OPT_PASSTHROUGH_DATACLASS | orjson.OPT_PASSTHROUGH_DATETIME | orjson.OPT_PASSTHROUGH_SUBCLASS
+
 _STRING = re.compile(r'"[^"\\]*+(?:\\.[^"\\]*+)*+(?:"|\\?\Z)', re.DOTALL)
 _NO_BRACKET = re.compile(r"[^\[\]{}]+")
 _NUL = re.compile(r"(?<!\\)(?:\\\\)*+\\u0000")
@@ -67,6 +70,9 @@ def dumps(value: object, *, what: str, max_bytes: int = MAX_BYTES) -> str:
     they hold; UUID, date, datetime, time and finite Decimals as strings. Everything else is
     refused: sets have no order, bytes no text.
     """
+    simple = _simple(value, max_bytes)
+    if simple is not None:
+        return simple
     try:
         text = _encoder.encode(value)
         same = loads(text, what=what, max_bytes=max_bytes) == value
@@ -79,6 +85,17 @@ def dumps(value: object, *, what: str, max_bytes: int = MAX_BYTES) -> str:
     if not same:  # something was converted; keys must not have been: 1 and "1" would meet in one
         _explain(value, what, "$", 0)
     return text
+
+
+def _simple(value: object, max_bytes: int) -> str | None:
+    """The JSON of a small value that is nothing but JSON, as most are; None: look closer."""
+    try:
+        text = orjson.dumps(value, option=_AS_IT_IS)
+    except TypeError:
+        return None
+    if len(text) > min(max_bytes, MAX_KEYS) or b"\\u0000" in text or text.count(b"[") + text.count(b"{") > MAX_DEPTH:
+        return None
+    return text.decode() if orjson.loads(text) == value else None
 
 
 def canonical(value: object) -> bytes:
