@@ -293,7 +293,6 @@ class AgentCall:
     agent: str
     intent: str | None = None
     permissions: tuple[str, ...] | None = None
-    within_s: float = 86_400.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -383,6 +383,7 @@ class Call(Answer):
     created_at: datetime
     ended_at: datetime | None
     wake_at: datetime | None
+    child_trace_id: UUID | None
 
 
 class Attempt(Answer):

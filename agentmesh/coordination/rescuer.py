@@ -18,7 +18,7 @@ from agentmesh.coordination import process
 from agentmesh.coordination.heartbeat import Heart
 from agentmesh.coordination.notes import Notes
 from agentmesh.coordination.scheduler import Scheduler
-from agentmesh.errors import MeshError
+from agentmesh.errors import BrokerUnreachable, MeshError
 from agentmesh.execution import errands
 from agentmesh.infrastructure.database import Database, Row
 from agentmesh.infrastructure.faults import point
@@ -107,6 +107,10 @@ class Rescuer:
                     statistics.refresh(self._db)
                 if self._looks == SELDOM + 1:
                     partitions.make_ahead(self._db)
+                if "rings" in found.chores:
+                    self._ring_again()
+        except BrokerUnreachable as exc:
+            log.warning("nothing is rung; trying again", error=str(exc).splitlines()[0])
         except (psycopg.Error, MeshError) as exc:
             self._leads = False  # nobody leads without a database; what else asks that of it pauses too
             log.warning("rescue failed; trying again", error=str(exc).splitlines()[0])
@@ -123,7 +127,7 @@ class Rescuer:
             pause = self._pace.rescue_s if leads else min(self._pace.rescue_s * 2, self._pace.lease_s / 4)
 
     def _do(self, chores: Collection[str]) -> None:
-        """What there is to do, in this order: what the dead held, then whose time is over, then rings."""
+        """What there is to do but rings, in this order: what the dead held, whose time is over, what is owed."""
         buried = "silent" in chores and self._bury()
         if buried or "orphans" in chores:
             self._give_back(rescue.orphans(self._db, batch=BATCH))
@@ -137,8 +141,6 @@ class Rescuer:
             self._finish_cancels()
         if "lanes" in chores:
             self._scheduler.look()
-        if "rings" in chores:
-            self._ring_again()
         if "unsealed" in chores:
             audit.seal(self._db)
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 from uuid import UUID
 
-from agentmesh.errors import NoAgent
+from agentmesh.errors import NoAgent, NotRetryable
 from agentmesh.execution import cooperation
 from agentmesh.execution import plan as plans
 from agentmesh.execution.advance import Send
@@ -23,7 +24,7 @@ from agentmesh.execution.views import Parts, Views
 from agentmesh.infrastructure.database import Database, Row
 from agentmesh.infrastructure.faults import point
 from agentmesh.records import AgentCall, Failure, Json, Policy, Ring, new_id
-from agentmesh.state import children, offers
+from agentmesh.state import children, offers, retry
 from agentmesh.state.admission import Lane
 from agentmesh.state.changes import NewCall, NewStep, NewTrace, Parent
 
@@ -180,6 +181,15 @@ class Asking:
 
     def begin(self, child: NewTrace) -> None:
         begin(self.parts, [child])
+
+    def again(self, call: Row, rings: Sequence[Ring]) -> None:
+        """After the commit by which a call waits for its child once more: that one goes on, or tells how it ended."""
+        self.parts.ring(rings)
+        with suppress(NotRetryable):  # what it waits for itself; where that cannot be, it is told so, and fails
+            self.parts.ring(
+                retry.retry(self.parts.db, tenant=call["tenant_id"], trace_id=call["child_trace_id"], by="mesh")
+            )
+        self.parts.ring(pay(self.parts.db, call["child_trace_id"]))
 
 
 def begin(parts: Parts, sent: Sequence[NewTrace]) -> None:

@@ -152,6 +152,9 @@ class ToolRouter:
             raise Forbidden(f"agent {rights.agent} may not use tool {name}", value=name,
                             expected=f"one of {', '.join(sorted(allowed)) or 'none'}")  # fmt: skip
         offer = _local(self._registry.get(name)) if name in self._registry else _remote(announced[name])
+        if offer.asks and offer.tool is None:
+            raise UnknownTool(f"tool {name} asks an agent, and is not declared where agent {rights.agent} runs", value=name,
+                              expected="its file, or its module, in the settings of this worker, too")  # fmt: skip
         missing = sorted(set(offer.needs) - set(rights.permissions))
         if missing:
             raise Forbidden(f"the trace lacks what tool {name} needs", value=", ".join(missing),
@@ -173,7 +176,7 @@ class ToolRouter:
             queue=held.queue if here else offer.queue, task=f"agent.{held.agent}" if here else f"tool.{offer.name}",
             priority=held.priority, idem_key=idempotency_key(held.id, step.node, step.iteration, slot, idx),
             timeout_s=policy.tool_timeout_s or offer.timeout_s,
-            max_attempts=1 if offer.effect == "once" or offer.asks else policy.tool_attempts or offer.attempts,
+            max_attempts=1 if offer.effect == "once" else policy.tool_attempts or offer.attempts,
             max_losses=policy.max_losses, backoff_s=backoff.base_s, backoff_cap_s=backoff.cap_s,
             compensate=offer.compensate,
         )  # fmt: skip

@@ -7,7 +7,7 @@ last, and losing it rolls everything back. Whatever comes too late is noted as s
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, Protocol, TypeVar
 from uuid import UUID
@@ -49,6 +49,7 @@ class Asks(Protocol):
 
     def child(self, call: Row, asks: AgentCall, payload: Json) -> NewTrace: ...
     def begin(self, child: NewTrace) -> None: ...
+    def again(self, call: Row, rings: Sequence[Ring]) -> None: ...
 
 
 class ToolRunner:
@@ -102,7 +103,7 @@ class ToolRunner:
                 settled = self._transact(tool, claimed, ctx)
             else:
                 args = self._expanded(claimed)
-                value = theirs(lambda: invoke(tool, args, ctx, waits=True))
+                value = theirs(lambda: invoke(tool, args, ctx, waits=tool.asks is None))
                 if isinstance(value, Later):
                     self._wait(claimed, value)
                     return None
@@ -132,10 +133,19 @@ class ToolRunner:
             calls.mark_stale(self._db, claimed)
 
     def _ask(self, claimed: Claimed, asks: AgentCall, payload: Json) -> None:
-        """Let the call wait for the child trace that does it, held by nobody. Raises what refuses that trace."""
+        """Let the call wait for the child trace that does it, held by nobody. Raises what refuses that trace.
+
+        A call that was retried waits for the child that it has, which is retried itself: what that one did is kept.
+        """
+        if claimed.row["cancel_owed"]:
+            children.drop(self._db, claimed.row)
+        again = self._kept(lambda: children.ask_again(self._db, claimed))
+        if again is not None:
+            self._asks().again(claimed.row, again)
+            return
         child = self._asks().child(claimed.row, asks, payload)
         point("ask.before_commit")
-        if self._kept(lambda: children.ask(self._db, claimed, child, within_s=asks.within_s)):
+        if self._kept(lambda: children.ask(self._db, claimed, child)):
             point("ask.after_commit")
             self._asks().begin(child)
             log.info("EXEC_DELEGATE", to=child.agent, trace=str(child.id))

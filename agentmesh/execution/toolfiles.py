@@ -12,7 +12,7 @@ from agentmesh.errors import BadTool, BadToolFile, MeshError
 from agentmesh.execution.adapters import DataAdapter, Http, HttpAdapter, Rpc, RpcAdapter
 from agentmesh.execution.queries import Sql, SqlAdapter
 from agentmesh.execution.schemas import Declared
-from agentmesh.execution.tools import TX_LIMIT_S, Tool, ToolContext, make_tool
+from agentmesh.execution.tools import ASKS_S, TX_LIMIT_S, Tool, ToolContext, make_tool
 from agentmesh.infrastructure import yamlfiles
 from agentmesh.infrastructure.secrets import Secrets
 from agentmesh.infrastructure.settings import Seconds
@@ -27,12 +27,11 @@ def _argument(name: str) -> str:
 
 
 class Agent(Record):
-    """Another agent that answers: it is given the arguments, and has as long as `within`."""
+    """Another agent that answers: it is given the arguments."""
 
     to: Name
     intent: IntentName | None = None
     permissions: tuple[str, ...] | None = None
-    within: Seconds = 86_400.0
 
 
 class AgentAdapter(DataAdapter):
@@ -50,7 +49,7 @@ class AgentAdapter(DataAdapter):
 
     @property
     def asks(self) -> AgentCall:
-        return AgentCall(self.spec.to, self.spec.intent, self.spec.permissions, self.spec.within)
+        return AgentCall(self.spec.to, self.spec.intent, self.spec.permissions)
 
 
 class ToolFile(Record):
@@ -77,7 +76,9 @@ class ToolFile(Record):
     @property
     def seconds(self) -> float:
         """What one attempt may take."""
-        return self.timeout or (TX_LIMIT_S if self.sql and self.sql.database is None else 60.0)
+        return self.timeout or (
+            ASKS_S if self.agent else TX_LIMIT_S if self.sql and self.sql.database is None else 60.0
+        )
 
     def arguments_schema(self) -> dict[str, Json]:
         required = [name for name, one in self.arguments.items() if "default" not in one]

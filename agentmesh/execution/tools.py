@@ -25,6 +25,7 @@ from agentmesh.execution.schemas import Arguments, Hinted, Result, Returned, Sig
 from agentmesh.records import AgentCall, Backoff, Effect, Json, Later, check_name, check_permissions, tool_queue
 
 TX_LIMIT_S = 5.0
+ASKS_S = 86_400.0
 MAX_INPUTS = 1000
 
 
@@ -221,7 +222,8 @@ def register_tool(  # noqa: PLR0913 - the public declaration, every part optiona
     `many(ctx, inputs)` runs instead of it where one call is `for` many inputs, else it runs for one after the other.
     `compensate` names the tool that undoes it: called with `args` and `result` of what was done, as two parameters.
     With `asks` another agent answers the call: what the function returns is the payload of a child trace, and the end of
-    that one is the call's. `timeout` is in seconds. Raises BadTool, BadName or BadPermission when the declaration is wrong.
+    that one is the call's; it has one attempt and a day. `timeout` is in seconds. Raises BadTool, BadName or BadPermission
+    when the declaration is wrong.
     """
 
     def declare(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -229,7 +231,7 @@ def register_tool(  # noqa: PLR0913 - the public declaration, every part optiona
         tries = attempts or (None if task is None or effect == "once" else 1 + (task.max_retries or 0))
         (registry or TOOLS).register(make_tool(
             name, target, needs=needs, attempts=tries, effect=effect, inline=inline, tx=tx,
-            timeout_s=timeout or (TX_LIMIT_S if tx else getattr(task, "time_limit", None) or 60.0),
+            timeout_s=timeout or (ASKS_S if asks else TX_LIMIT_S if tx else getattr(task, "time_limit", None) or 60.0),
             group=queue or getattr(task, "queue", None) or "tools", version=version, backoff=backoff or Backoff(), many=many,
             compensate=compensate, asks=asks,
         ))  # fmt: skip
@@ -260,9 +262,11 @@ def make_tool(  # noqa: PLR0913 - the whole declaration
         raise BadTool("a transactional tool may take 5 s at most", value=timeout_s, expected="timeout <= 5")
     if tx and inspect.iscoroutinefunction(function):
         raise BadTool("a transactional tool is not async", value=name, expected="a plain function")
-    if asks is not None and (inline or tx or many is not None or effect == "once" or attempts not in {None, 1}):
-        raise BadTool("a tool that asks an agent runs nowhere, and asks once", value=name,
-                      expected="neither inline, tx, many, attempts nor effect='once'")  # fmt: skip
+    if asks is not None and (inline or tx or many is not None):
+        raise BadTool("a tool that asks an agent runs nowhere", value=name, expected="neither inline, tx nor many")
+    if asks is not None:
+        check_name(asks.agent, "an agent")
+        check_permissions(asks.permissions or ())
     takes_ctx = True
     if arguments is None or returns is None:
         takes_ctx, arguments, returns = _schema(name, function)

@@ -72,7 +72,7 @@ SELECT id, ordinal, node, iteration, kind, phase, status, require, slots, pendin
 
 CALLS = """
 SELECT id, step_id, slot, idx, slot_mode, tool, label, args, effect, inline, status, queue, epoch, n, failures, losses,
- max_losses, max_attempts, result, error, created_at, ended_at, wake_at
+ max_losses, max_attempts, result, error, created_at, ended_at, wake_at, child_trace_id
  FROM mesh.calls WHERE step_id IN (SELECT s.id FROM mesh.steps s WHERE s.trace_id = %(id)s) AND tenant_id = %(tenant)s
   AND kind = 'tool' ORDER BY step_id, slot, idx
 """

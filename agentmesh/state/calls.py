@@ -56,7 +56,7 @@ WITH c AS (
         'every worker that ran this call was lost, the last ' || max_losses || ' running nothing else')
       ELSE coalesce(%(error)s::jsonb, error) END,
     failures = failures + (%(outcome)s IN ('failed', 'timeout'))::int, losses = losses + (%(outcome)s = 'lost')::int,
-    timeouts = timeouts + (%(outcome)s = 'timeout')::int, cancel_owed = %(overdue)s AND child_trace_id IS NOT NULL,
+    timeouts = timeouts + (%(outcome)s = 'timeout')::int, cancel_owed = cancel_owed OR %(overdue)s AND child_trace_id IS NOT NULL,
     epoch = epoch + CASE WHEN %(outcome)s = 'released' OR %(outcome)s = 'lost' AND effect <> 'once' AND losses < max_losses
       OR %(outcome)s IN ('failed', 'timeout') AND %(again)s AND effect <> 'once' AND failures + 1 < max_attempts
       THEN 1 ELSE 0 END,

@@ -17,7 +17,7 @@ from agentmesh.infrastructure import jsontext
 from agentmesh.infrastructure.database import Database, Row, Tx, jsonb
 from agentmesh.infrastructure.faults import point
 from agentmesh.records import Failure, Json, Ring
-from agentmesh.state import calls, steering
+from agentmesh.state import calls, retry, steering
 from agentmesh.state.calls import Claimed
 from agentmesh.state.changes import NewTrace
 from agentmesh.state.dispatch import INSERT_CHILDREN, child_rows
@@ -26,19 +26,27 @@ Settled = Callable[[Sequence[Mapping[str, Json]], int], bool]
 """Whether what has ended settles it, however many are left."""
 
 # The call is nobody's from now on; a cancel or a drop of it finds the child there, and one that came first leaves none.
-# While an earlier child is still owed its cancel no other takes its place: the call is given back, and asks again.
 ASK = f"""
 WITH c AS (
   UPDATE mesh.calls SET worker_id = NULL, child = NULL, child_trace_id = %(child)s,
-    deadline = mesh.mesh_now() + make_interval(secs => %(within_s)s)
+    deadline = mesh.mesh_now() + make_interval(secs => timeout_s)
    WHERE id = %(call)s AND tenant_id = %(tenant)s AND epoch = %(epoch)s AND claim_id = %(attempt)s AND status = 'running'
-     AND worker_id = %(worker)s AND NOT cancel_owed
+     AND worker_id = %(worker)s
   RETURNING trace_id, tenant_id),
  t AS (SELECT p.id, p.tenant_id, p.root_id, p.depth, p.paused_at FROM c
    JOIN mesh.traces p ON p.id = c.trace_id AND p.tenant_id = c.tenant_id),
 {INSERT_CHILDREN}
 SELECT 1 FROM c
 """
+
+# As ASK, for the child that the call has; ours already, where the answer to our commit was lost.
+WAIT_AGAIN = """
+UPDATE mesh.calls SET worker_id = NULL, child = NULL, deadline = mesh.mesh_now() + make_interval(secs => timeout_s)
+ WHERE id = %(call)s AND tenant_id = %(tenant)s AND epoch = %(epoch)s AND claim_id = %(attempt)s AND status = 'running'
+   AND (worker_id = %(worker)s OR worker_id IS NULL)
+"""
+
+LOCK_CHILD = "SELECT status FROM mesh.traces WHERE id = %(child)s AND tenant_id = %(tenant)s FOR NO KEY UPDATE"
 
 ASKED_ALREADY = "SELECT 1 FROM mesh.calls WHERE id = %(call)s AND tenant_id = %(tenant)s AND child_trace_id = %(child)s"
 
@@ -103,16 +111,43 @@ RETURNING id, epoch, queue, agent, priority, status
 """
 
 
-def ask(db: Database, claimed: Claimed, child: NewTrace, *, within_s: float) -> bool:
-    """True when the claimed call now waits for this child trace, `within_s` at most; False when it was lost before."""
-    row = claimed.row
-    at = {"call": row["id"], "tenant": row["tenant_id"], "epoch": row["epoch"], "attempt": claimed.attempt_id,
-          "worker": claimed.holder.worker_id, "child": child.id, "within_s": within_s,
-          "children": jsonb(child_rows([child]))}  # fmt: skip
-    try:
-        return bool(db.once(ASK, at))
-    except (psycopg.OperationalError, psycopg.InterfaceError):
+def ask(db: Database, claimed: Claimed, child: NewTrace) -> bool:
+    """True when the claimed call now waits for this child trace, as long as it may take; False when it was lost before."""
+    at = _at(claimed) | {"child": child.id, "children": jsonb(child_rows([child]))}
+
+    def once() -> bool:
         return bool(db.once(ASK, at) or db.once(ASKED_ALREADY, at))
+
+    try:
+        return once()
+    except (psycopg.OperationalError, psycopg.InterfaceError):
+        return once()
+
+
+def ask_again(db: Database, claimed: Claimed) -> list[Ring] | None:
+    """The claimed call waits for the child trace that it has already, which is retried where it had failed; the rings that
+    are owed. None: it has none, or a cancelled one. Raises NotRetryable. Lock order: child → call, as in `pay`.
+    """
+    at = _at(claimed) | {"child": claimed.row["child_trace_id"]}
+    if at["child"] is None:
+        return None
+    who = {"tenant": at["tenant"], "trace": at["child"]}
+    with db.begin() as tx:
+        child = tx.one(LOCK_CHILD, at)
+        if child is None or child["status"] == "cancelled":
+            return None
+        found = retry.again_in(tx, who, by="mesh") or []
+        tx.count(retry.TELL_AGAIN, who | {"child": at["child"]})
+        if not tx.count(WAIT_AGAIN, at):
+            raise psycopg.Rollback
+        return found
+    return None
+
+
+def _at(claimed: Claimed) -> dict[str, Any]:
+    row = claimed.row
+    return {"call": row["id"], "tenant": row["tenant_id"], "epoch": row["epoch"], "attempt": claimed.attempt_id,
+            "worker": claimed.holder.worker_id}  # fmt: skip
 
 
 def owed(db: Database, *, batch: int) -> Sequence[Row]:
@@ -197,8 +232,9 @@ def drop(db: Database, call: Row) -> None:
         db, tenant=call["tenant_id"], trace_id=call["child_trace_id"], by="mesh", reason="no longer wanted", tree=True
     )
     point("drop.after_cancel")
-    db.once("UPDATE mesh.calls SET cancel_owed = false WHERE id = %(id)s AND tenant_id = %(tenant_id)s",
-            {"id": call["id"], "tenant_id": call["tenant_id"]})  # fmt: skip
+    db.once("UPDATE mesh.calls SET cancel_owed = false WHERE id = %(id)s AND tenant_id = %(tenant_id)s"
+            " AND child_trace_id = %(child_trace_id)s",
+            {name: call[name] for name in ("id", "tenant_id", "child_trace_id")})  # fmt: skip
 
 
 def held(db: Database, *, batch: int) -> Sequence[Row]:

@@ -153,11 +153,12 @@ def retry(db: Database, *, tenant: str, trace_id: UUID, by: str) -> list[Ring]:
 def _retry(db: Database, at: dict[str, Any], by: str) -> list[Ring] | None:
     """The trace by itself; None when it has not failed."""
     with db.begin() as tx:
-        return _retry_in(tx, at, by)
+        return again_in(tx, at, by)
     return None
 
 
-def _retry_in(tx: Tx, at: dict[str, Any], by: str) -> list[Ring] | None:
+def again_in(tx: Tx, at: dict[str, Any], by: str) -> list[Ring] | None:
+    """`retry` without what is below, in this transaction; None when the trace has not failed."""
     trace_id: UUID = at["trace"]
     try:
         step, at = _reopen_trace(tx, at["tenant"], trace_id, {"retry": True, **named(by)})

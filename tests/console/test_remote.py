@@ -224,7 +224,7 @@ def test_a_decision_is_rewarded_once_by_who_may_and_the_audit_says_so(door: Door
 
 
 BARE = ("agentmesh", "annotated_types", "anyio", "certifi", "h11", "httpcore", "httpx", "idna", "pydantic", "pydantic_core",
-        "rfc8785", "tenacity", "typing_extensions", "typing_inspection")  # fmt: skip
+        "orjson", "rfc8785", "tenacity", "typing_extensions", "typing_inspection")  # fmt: skip
 PRODUCER = """
 import sys
 sys.path.insert(0, sys.argv[1])
@@ -235,7 +235,7 @@ print(trace.id, trace.status(), *([trace.result(timeout=10)] if trace.status() =
 """
 
 
-def test_a_producer_over_http_needs_httpx_pydantic_tenacity_and_rfc8785_and_nothing_else(
+def test_a_producer_over_http_needs_httpx_orjson_pydantic_rfc8785_and_tenacity_and_nothing_else(
     door: Door, tmp_path: Path
 ) -> None:
     """In an environment that holds these alone, with what they need themselves."""

@@ -149,6 +149,20 @@ def test_a_broker_that_is_away_stops_no_rescue(lab, make_rescuer):
     assert {lab.calls(one)[0]["status"] for one in traces} == {"ready"}
 
 
+def test_who_leads_goes_on_to_lead_and_seals_the_audit_while_the_broker_is_away(lab, make_rescuer):
+    from agentmesh.errors import BrokerUnreachable
+
+    def away(_):
+        raise BrokerUnreachable("away")
+
+    lab.open("work")
+    lab.shift(30)
+    keep_hand_alive(lab)
+    rescuer = make_rescuer(depths=away)
+    assert [rescuer.tick() for _ in range(2)] == [True, True]
+    assert lab.rows("SELECT 1 FROM mesh.audit WHERE seq IS NULL") == []
+
+
 def test_a_row_whose_message_is_still_queued_is_not_rung_again(lab, make_rescuer):
     lab.start()
     lab.bells.waiting.clear()
@@ -196,8 +210,9 @@ def test_a_database_that_is_away_is_survived(lab, make_rescuer):
             raise psycopg.OperationalError("away")
 
     rescuer = make_rescuer()
+    assert rescuer.tick()
     rescuer._db = Away()
-    rescuer.tick()
+    assert not rescuer.tick()
 
 
 def test_a_rescuer_that_looks_silent_itself_declares_nobody_dead(lab, make_rescuer):

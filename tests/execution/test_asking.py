@@ -7,16 +7,17 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import psycopg
 import pytest
 
 from agentmesh import define_agent
-from agentmesh.errors import BadArguments, BadTool, BadToolFile, UnknownCall
+from agentmesh.errors import BadArguments, BadTool, BadToolFile, Permanent, TraceFailed, UnknownCall
 from agentmesh.execution.toolfiles import load_tools
 from agentmesh.execution.tools import TOOLS, ToolRegistry, register_tool
 from agentmesh.infrastructure import faults
 from agentmesh.records import AgentCall
 from agentmesh.state import children as between
-from agentmesh.state import rescue, steering
+from agentmesh.state import rescue, retry, steering
 from tests.faults.byhand import AWAY, failing, work
 
 CHILDREN = "SELECT agent, intent, status, permissions, payload, waits_for FROM mesh.traces WHERE parent_id = %(id)s ORDER BY id"
@@ -28,7 +29,7 @@ def lab(make_lab: Any, tools: ToolRegistry) -> Any:
     """desk: a tool that asks the agent clerk, who answers what `lab.says` returns; hop: asks who has the tool; plain: 1."""
 
     @register_tool(
-        "desk", registry=tools, needs=["desk:ask"], asks=AgentCall("clerk", "judge", ("desk:read",), within_s=60)
+        "desk", registry=tools, needs=["desk:ask"], timeout=60, asks=AgentCall("clerk", "judge", ("desk:read",))
     )
     def desk(order: int) -> dict[str, int]:
         return {"n": order}
@@ -150,6 +151,103 @@ def test_nobody_else_answers_for_the_agent(lab: Any) -> None:
         lab.mesh.answers.finish(lab.calls(trace)[0]["id"], 5)
 
 
+def test_a_retry_of_the_caller_retries_the_agent_that_failed(lab: Any) -> None:
+    lab.says = lambda session: 1 / 0
+    trace = asked(lab)
+    lab.drain()
+    assert trace.status() == "failed"
+    lab.says = lambda session: session.payload["n"]
+    lab.bells.ring(retry.retry(lab.mesh.db, trace_id=trace.id, **ME))
+    lab.drain()
+    assert trace.result(1) == 7
+    assert [row["status"] for row in told(lab, trace)] == ["done"]
+    assert lab.outcomes(trace) == ["failed", "won"]
+
+
+def test_a_retry_takes_what_the_agent_came_to_when_it_was_retried_itself(lab: Any) -> None:
+    lab.says = lambda session: 1 / 0
+    trace = asked(lab)
+    lab.drain()
+    lab.says = lambda session: session.payload["n"]
+    [child] = lab.rows("SELECT id FROM mesh.traces WHERE parent_id = %(id)s", id=trace.id)
+    lab.bells.ring(retry.retry(lab.mesh.db, trace_id=child["id"], **ME))
+    lab.drain()
+    lab.says = lambda session: 1 / 0
+    lab.bells.ring(retry.retry(lab.mesh.db, trace_id=trace.id, **ME))
+    lab.drain()
+    assert trace.result(1) == 7
+
+
+def test_what_the_agent_must_not_do_twice_no_retry_of_the_caller_repeats(make_lab: Any, tools: ToolRegistry) -> None:
+    ran = []
+
+    @register_tool("pay", registry=tools, effect="once")
+    def pay() -> None:
+        ran.append(1)
+        raise Permanent("it may have gone out")
+
+    @register_tool("desk", registry=tools, asks=AgentCall("clerk"))
+    def desk() -> dict[str, int]:
+        return {}
+
+    lab = make_lab(define_agent("clerk", reasoner=lambda _: {"tools": ["pay"]}, grants=["*"], tools=["pay"]))
+    trace = lab.start({"tools": ["desk"]})
+    lab.drain()
+    lab.bells.ring(retry.retry(lab.mesh.db, trace_id=trace.id, **ME))
+    lab.drain()
+    [call] = lab.calls(trace)
+    assert (trace.status(), call["error"]["code"], len(ran)) == ("failed", "E_NOT_RETRYABLE", 1)
+
+
+def test_a_retry_before_a_cancel_was_given_cancels_the_first_child_and_asks_another(lab: Any) -> None:
+    trace = asked(lab)
+    lab.answer()
+    lab.bells.waiting.clear()
+    lab.shift(61)
+    [row] = rescue.overdue(lab.mesh.db, batch=10)
+    lab.bells.ring(rescue.give_back(lab.mesh.db, row, "timeout"))
+    lab.drain()
+    old = between.unwanted(lab.mesh.db, batch=10)
+    assert (trace.status(), len(old)) == ("failed", 1)
+    lab.bells.ring(retry.retry(lab.mesh.db, trace_id=trace.id, **ME))
+    lab.answer()
+    for late in old:  # a rescuer that was frozen between its look and its deed
+        between.drop(lab.mesh.db, late)
+    lab.drain()
+    assert trace.result(1) == 8
+    assert [row["status"] for row in told(lab, trace)] == ["cancelled", "done"]
+
+
+def test_where_an_answer_to_a_commit_and_the_next_try_are_lost_it_has_asked(lab: Any) -> None:
+    trace = asked(lab)
+    real, lost = lab.mesh.db.once, iter([True, False])
+
+    def once(sql: str, params: Any = None) -> Any:
+        if sql is between.ASK and (landed := next(lost, None)) is not None:
+            if landed:
+                real(sql, params)
+            raise psycopg.OperationalError("the answer was lost")
+        return real(sql, params)
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(lab.mesh.db, "once", once)
+        lab.answer()
+    lab.drain()
+    assert (trace.result(1), lab.outcomes(trace)) == (8, ["won"])
+
+
+def test_a_tool_that_only_tool_workers_have_is_refused_to_the_agent_that_cannot_ask(
+    lab: Any, tools: ToolRegistry
+) -> None:
+    lab.mesh.registry.announce(lab.mesh.db, [lab.mesh.tenant])
+    tools.unregister("plain")
+    lab.rows("UPDATE mesh.tools SET spec = spec || jsonb_build_object('asks', 'clerk') WHERE id = 'plain'")
+    trace = lab.start({"tools": ["plain"]})
+    lab.drain()
+    with pytest.raises(TraceFailed, match="not declared where agent puppet runs"):
+        trace.result(1)
+
+
 @pytest.mark.parametrize("fate", ["drop", "commit_unknown"])
 def test_f08_a_lost_round_trip_asks_once(lab: Any, fate: str) -> None:
     for nth in range(1, 20):
@@ -179,20 +277,21 @@ FILE = """
 tool: ask_clerk
 description: What the clerk thinks of an order.
 arguments: {n: {type: integer}}
-agent: {to: clerk, intent: judge, within: 1h}
+timeout: 1h
+agent: {to: clerk, intent: judge}
 """
 
 
 def test_a_file_declares_one(tmp_path: Path) -> None:
     (tmp_path / "ask.yaml").write_text(FILE)
     [tool] = load_tools([tmp_path], lambda name: name)
-    assert tool.asks == AgentCall("clerk", "judge", None, 3600)
+    assert tool.asks == AgentCall("clerk", "judge", None)
     assert tool.check({"n": 4}) == {"n": 4}
-    assert tool.spec()["asks"] == "clerk"
+    assert (tool.spec()["asks"], tool.timeout_s, tool.attempts) == ("clerk", 3600, 1)
 
 
 def test_a_file_cannot_say_what_the_agent_will_answer(tmp_path: Path) -> None:
     (tmp_path / "ask.yaml").write_text(FILE + "result: {type: integer}\n")
-    with pytest.raises(BadToolFile, match=r"ask.yaml:5:8: .*has no schema here"):
+    with pytest.raises(BadToolFile, match=r"ask.yaml:6:8: .*has no schema here"):
         load_tools([tmp_path], lambda name: name)
     assert "ask_clerk" not in TOOLS

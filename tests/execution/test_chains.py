@@ -547,7 +547,7 @@ def test_a_child_that_ends_while_its_parent_is_retried_is_not_missed(pair, mendi
     [child] = children(lab, trace)
     lab.bells.ring(retry.retry(lab.mesh.db, tenant="default", trace_id=child["id"], by="bob"))
     with lab.mesh.db.begin() as tx:  # not committed when the child ends, and tells a parent that has failed
-        retry._retry_in(tx, {"trace": trace.id, "tenant": "default"}, "ann")
+        retry.again_in(tx, {"trace": trace.id, "tenant": "default"}, "ann")
         lab.drain()
     assert (lab.mesh.trace(child["id"]).status(), trace.status()) == ("done", "running")
     with pytest.raises(NotRetryable):

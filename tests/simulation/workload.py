@@ -157,7 +157,7 @@ class Scripted:
         declare("booked", attempts=3, tx=True, timeout=4.0)
 
         @register_tool(
-            "ask", registry=self.tools, timeout=TIMEOUT_S, asks=AgentCall("beta", "work", within_s=TIMEOUT_S)
+            "ask", registry=self.tools, timeout=TIMEOUT_S, attempts=2, backoff=SOON, asks=AgentCall("beta", "work")
         )
         def ask(ctx: ToolContext, script: list[str]) -> dict[str, Any]:
             return self._do(ctx, script) | {"thinks_s": 0.5}
