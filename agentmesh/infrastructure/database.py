@@ -268,7 +268,7 @@ class Database:
             try:
                 yield connection.execution_options(isolation_level="READ COMMITTED")
             finally:
-                if pool is not self.engine.pool:
+                if pool is not self.engine.pool and not connection.closed:
                     connection.invalidate()
 
     def _free(self, connect: Callable[[], T]) -> T:
